@@ -1,0 +1,401 @@
+"""Reads config/ into a Directory, and says every mistake in it at once, by file and key.
+
+    config/regions/<region>/region.toml      id, title, timezone
+    config/regions/<region>/areas.toml       [[areas]] with [[areas.districts]]
+    config/regions/<region>/agencies.toml    [[agencies]]
+    config/regions/<region>/routes.toml      optional: more routes, [intervention] area = "agency"
+    config/regions/<region>/postcodes.bin    optional: made by scripts/make_postcode_table.py
+    config/interventions/<intervention>.toml
+    templates/email/<template>/{subject.txt.j2,body.txt.j2,body.html.j2}
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
+
+from referrals.answers import read_answer
+from referrals.case import shared_facts
+from referrals.directory import Agency, Directory, Intervention, Question, QuestionType, Region
+from referrals.errors import ConfigurationError, Problem
+from referrals.postcodes import PostcodeTable
+from referrals.problems import problems_of, unknown_key
+from referrals.rules import AnsweredIfYounger, DistrictAmong
+
+TEMPLATE_PARTS = ("subject.txt.j2", "body.txt.j2", "body.html.j2")
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read_directory(config: Path, templates: Path) -> Directory:
+    """Everything in the two folders, checked as a whole.
+
+    Raises:
+        ConfigurationError: with every problem found.
+    """
+    return _Reader(config, templates).read()
+
+
+class _Reader:
+    def __init__(self, config: Path, templates: Path) -> None:
+        self.config = config
+        self.templates = templates
+        self.problems: list[Problem] = []
+        self.regions: dict[str, Region] = {}
+        self.agencies: dict[str, Agency] = {}
+        self.postcodes: dict[str, PostcodeTable] = {}
+        self.interventions: dict[str, Intervention] = {}
+        self.files: dict[str, Path] = {}
+        self.extra_routes: list[tuple[Path, dict[str, Any]]] = []
+
+    def read(self) -> Directory:
+        region_folders = sorted(path for path in self.config.glob("regions/*") if path.is_dir())
+        if not region_folders:
+            self._fault(self.config / "regions", "", "holds no region.", "Add a folder for one.")
+        for folder in region_folders:
+            self._read_region(folder)
+        files = sorted(self.config.glob("interventions/*.toml"))
+        if not files:
+            self._fault(self.config / "interventions", "", "holds no intervention.", "Add a file.")
+        for file in files:
+            self._read_intervention(file)
+        if all((self.regions, self.agencies, self.interventions)):
+            self._check_together()
+        if self.problems:
+            raise ConfigurationError(self.problems)
+        return Directory(self.regions, self.agencies, self.interventions, self.postcodes)
+
+    # One file at a time
+
+    def _read_region(self, folder: Path) -> None:
+        region_file, areas_file = folder / "region.toml", folder / "areas.toml"
+        raw = self._toml(region_file)
+        raw_areas = self._toml(areas_file)
+        if raw is not None and raw_areas is not None:
+            for key in set(raw_areas) - {"areas"}:
+                self.problems.append(unknown_key(self._at(areas_file, key), key, ["areas"]))
+            areas = raw_areas.get("areas", [])
+            region = self._model(
+                Region,
+                {**raw, "areas": areas},
+                lambda key: areas_file if key.startswith("areas") else region_file,
+            )
+            if region:
+                self._named_as(region_file, region.id, folder.name)
+                self._unique(self.regions, region.id, region_file, "id", "A region")
+                self.regions[region.id] = region
+        self._read_agencies(folder / "agencies.toml")
+        self._read_postcodes(folder / "postcodes.bin", folder.name)
+        if (folder / "routes.toml").exists():
+            routes = self._toml(folder / "routes.toml")
+            self.extra_routes.append((folder / "routes.toml", routes or {}))
+
+    def _read_agencies(self, file: Path) -> None:
+        raw = self._toml(file)
+        if raw is None:
+            return
+        for key in set(raw) - {"agencies"}:
+            self.problems.append(unknown_key(self._at(file, key), key, ["agencies"]))
+        entries = raw.get("agencies", [])
+        if not isinstance(entries, list) or not entries:
+            self._fault(file, "agencies", "lists no agency.", "Add an [[agencies]] table.")
+            return
+        for number, entry in enumerate(entries, 1):
+            prefix = f"agencies.{number}"
+            agency = self._model(Agency, entry, lambda _: file, prefix)
+            if agency:
+                self._unique(self.agencies, agency.id, file, f"{prefix}.id", "An agency")
+                self.agencies[agency.id] = agency
+
+    def _read_postcodes(self, file: Path, region_id: str) -> None:
+        try:
+            self.postcodes[region_id] = PostcodeTable.from_bytes(file.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            self._fault(
+                file, "", f"can't be read: {reason}.", "Make it anew: scripts/make_postcode_table.py."
+            )
+
+    def _read_intervention(self, file: Path) -> None:
+        raw = self._toml(file)
+        if raw is None:
+            return
+        raw.setdefault("template", raw.get("id", file.stem))
+        intervention = self._model(Intervention, raw, lambda _: file)
+        if intervention is None:
+            return
+        self._named_as(file, intervention.id, file.stem)
+        if intervention.id in self.interventions:
+            other = self._shown(self.files[intervention.id])
+            self._fault(file, "id", f"is taken: {other} has it too.", "Give each its own id.")
+            return
+        self.interventions[intervention.id] = intervention
+        self.files[intervention.id] = file
+        for part in TEMPLATE_PARTS:
+            if not (self.templates / intervention.template / part).is_file():
+                self._fault(
+                    file,
+                    "template",
+                    f"needs {intervention.template}/{part}, which is not in "
+                    f"{self._shown(self.templates)}.",
+                    "Write that file (referrals templates new makes a first one).",
+                )
+        self._check_fields(intervention, file)
+
+    def _check_fields(self, intervention: Intervention, file: Path) -> None:
+        names: set[str] = set()
+        for number, question in enumerate(intervention.fields, 1):
+            key = f"fields.{number}"
+            if question.name in names:
+                self._fault(file, f"{key}.name", "is taken.", "Give each field its own name.")
+            names.add(question.name)
+            self._check_options(question, file, key)
+            if question.required and question.sample is None:
+                self._fault(
+                    file, f"{key}.sample", "is missing.", "Give a sample: the field is required."
+                )
+            if question.sample is not None:
+                try:
+                    read_answer(question, question.sample, relative=True)
+                except PydanticCustomError as error:
+                    words = error.context or {}
+                    self._fault(file, f"{key}.sample", words["what"], words["remedy"])
+
+    def _check_options(self, question: Question, file: Path, key: str) -> None:
+        chosen = question.type in (QuestionType.CHOICE, QuestionType.CHOICES)
+        if chosen and not question.options:
+            self._fault(file, f"{key}.options", "is missing.", "A choice needs options.")
+        if question.options and not chosen:
+            self._fault(
+                file, f"{key}.options", "belongs to a choice.", "Set type to choice or choices."
+            )
+        if len(question.labels) < len(question.options):
+            self._fault(file, f"{key}.options", "has a value twice.", "Make each value unique.")
+
+    # All together
+
+    def _check_together(self) -> None:
+        self._add_region_routes()
+        self._check_places()
+        codes: dict[str, str] = {}
+        for intervention in self.interventions.values():
+            file = self.files[intervention.id]
+            self._check_routes(intervention, file)
+            self._check_facts(intervention, file)
+            self._check_rules(intervention, file, codes)
+
+    def _add_region_routes(self) -> None:
+        for file, routes in self.extra_routes:
+            for intervention_id, added in routes.items():
+                intervention = self.interventions.get(intervention_id)
+                if intervention is None:
+                    self.problems.append(
+                        unknown_key(
+                            self._at(file, intervention_id),
+                            intervention_id,
+                            sorted(self.interventions),
+                        )
+                    )
+                    continue
+                if not isinstance(added, dict) or not all(
+                    isinstance(agency, str) for agency in added.values()
+                ):
+                    self._fault(
+                        file, intervention_id, "is not a table of routes.", 'Write area = "agency".'
+                    )
+                    continue
+                for key in set(added) & set(intervention.routes):
+                    other = self._shown(self.files[intervention_id])
+                    self._fault(
+                        file, f"{intervention_id}.{key}", f"has a route in {other}.", "Keep one."
+                    )
+                areas = {place.area.id for place in self._places() if place.area.id in added}
+                self.interventions[intervention_id] = intervention.model_copy(
+                    update={
+                        "areas": (*intervention.areas, *sorted(areas - set(intervention.areas))),
+                        "routes": {**added, **intervention.routes},
+                    }
+                )
+
+    def _places(self) -> Iterator[Any]:
+        return Directory(self.regions, self.agencies, {}).places()
+
+    def _check_places(self) -> None:
+        seen: dict[str, str] = {}
+        for region in self.regions.values():
+            file = self.config / "regions" / region.id / "areas.toml"
+            own = [area.id for area in region.areas]
+            own += [district.id for area in region.areas for district in area.districts]
+            for place_id in own:
+                if place_id in seen:
+                    self._fault(
+                        file,
+                        "areas",
+                        f"has {place_id} twice (also in region {seen[place_id]}).",
+                        "Areas and districts share one set of ids: give each its own.",
+                    )
+                seen[place_id] = region.id
+            table = self.postcodes.get(region.id)
+            strangers = sorted(table.districts - set(own)) if table else []
+            if strangers:
+                self._fault(
+                    self.config / "regions" / region.id / "postcodes.bin",
+                    "",
+                    f"speaks of districts that areas.toml lacks: {', '.join(strangers)}.",
+                    "Make it anew: scripts/make_postcode_table.py.",
+                )
+
+    def _check_routes(self, intervention: Intervention, file: Path) -> None:
+        districts: dict[str, set[str]] = {}
+        for place in self._places():
+            districts.setdefault(place.area.id, set())
+            if place.district:
+                districts[place.area.id].add(place.district.id)
+        if not intervention.areas:
+            self._fault(file, "areas", "is empty.", f"Name some of: {', '.join(districts)}.")
+        for number, area in enumerate(intervention.areas, 1):
+            key = f"areas.{number}"
+            if area not in districts:
+                self.problems.append(unknown_key(self._at(file, key), area, list(districts)))
+            elif area not in intervention.routes and not (
+                districts[area] and districts[area] <= set(intervention.routes)
+            ):
+                self._fault(
+                    file,
+                    f"routes.{area}",
+                    f"is missing, though areas claims {area}.",
+                    f'Write {area} = "<agency>" under [routes].',
+                )
+        claimed = set(intervention.areas)
+        for area in claimed & set(districts):
+            claimed |= districts[area]
+        for key, agency_id in intervention.routes.items():
+            if key not in claimed:
+                self._fault(
+                    file,
+                    f"routes.{key}",
+                    "is no area or district that areas claims.",
+                    f"Claimed are: {', '.join(sorted(claimed))}.",
+                )
+            if agency_id not in self.agencies:
+                self._fault(
+                    file,
+                    f"routes.{key}",
+                    f"names an unknown agency, {agency_id}.",
+                    f"Known agencies: {', '.join(sorted(self.agencies))}.",
+                )
+
+    def _check_facts(self, intervention: Intervention, file: Path) -> None:
+        known = list(shared_facts())
+        seen: set[str] = set()
+        for group in ("required", "optional"):
+            for number, path in enumerate(getattr(intervention.facts, group), 1):
+                key = f"facts.{group}.{number}"
+                if path not in known:
+                    problem = unknown_key(self._at(file, key), path, known)
+                    remedy = problem.remedy if problem.remedy.startswith("Did") else _FACTS
+                    self.problems.append(Problem(problem.where, f"{path} is no fact.", remedy))
+                if path in seen:
+                    self._fault(file, key, f"{path} stands twice.", "Keep one.")
+                seen.add(path)
+
+    def _check_rules(
+        self, intervention: Intervention, file: Path, codes: dict[str, str]
+    ) -> None:
+        places = [p.id for place in self._places() for p in (place.area, place.district) if p]
+        for number, rule in enumerate(intervention.rules, 1):
+            key = f"rules.{number}"
+            if rule.code in codes:
+                self._fault(
+                    file,
+                    f"{key}.code",
+                    f"{rule.code} is taken in {codes[rule.code]}.",
+                    "Give each rule its own code.",
+                )
+            codes[rule.code] = self._shown(file)
+            for option, name, must in rule.answers_read():
+                question = intervention.question(name)
+                if question is None:
+                    self._fault(
+                        file,
+                        f"{key}.{option}",
+                        f"{name} is no field of this intervention.",
+                        "Name one of its [[fields]].",
+                    )
+                elif must and not question.required:
+                    self._fault(
+                        file,
+                        f"{key}.{option}",
+                        f"{rule.code} depends on {name}, which may be left out.",
+                        "Set required = true on that field.",
+                    )
+                elif isinstance(rule, AnsweredIfYounger) and question.type is QuestionType.NUMBER:
+                    self._fault(file, f"{key}.{option}", "is a number.", "Use words or yes-no.")
+            if isinstance(rule, DistrictAmong):
+                for place_id in (rule.area, *rule.districts):
+                    if place_id not in places:
+                        self.problems.append(
+                            unknown_key(self._at(file, f"{key}.districts"), place_id, places)
+                        )
+
+    # Words
+
+    def _toml(self, file: Path) -> dict[str, Any] | None:
+        try:
+            return tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+        except FileNotFoundError:
+            self._fault(file, "", "is missing.", "Write it.")
+        except tomllib.TOMLDecodeError as error:
+            self._fault(file, "", f"is not TOML: {error}.", "Mend that line.")
+        except UnicodeDecodeError:
+            self._fault(file, "", "is not UTF-8 text.", "Save it as UTF-8.")
+        except OSError as error:
+            self._fault(file, "", f"can't be read: {error.strerror}.", "Check its permissions.")
+        return None
+
+    def _model(
+        self, model: type[_Model], raw: Any, file_of: Callable[[str], Path], prefix: str = ""
+    ) -> _Model | None:
+        try:
+            return model.model_validate(raw)
+        except ValidationError as error:
+            known = {(): list(model.model_fields)}
+            for problem in problems_of(error, known):
+                file = file_of(problem.where)
+                key = ".".join(part for part in (prefix, problem.where) if part)
+                self._fault(file, key, problem.what, problem.remedy)
+            return None
+
+    def _named_as(self, file: Path, found: str, expected: str) -> None:
+        if found != expected:
+            self._fault(
+                file, "id", f"is {found}, but its place is named {expected}.", "Make them the same."
+            )
+
+    def _unique(
+        self, taken: Iterable[str], new: str, file: Path, key: str, kind: str
+    ) -> None:
+        if new in taken:
+            self._fault(file, key, f"{kind} named {new} is there already.", "Give it its own id.")
+
+    def _shown(self, file: Path) -> str:
+        for root in (self.config.parent, self.templates.parent.parent):
+            if file.is_relative_to(root):
+                return file.relative_to(root).as_posix()
+        return str(file)
+
+    def _at(self, file: Path, key: str) -> str:
+        return f"{self._shown(file)}: {key}" if key else self._shown(file)
+
+    def _fault(self, file: Path, key: str, what: str, remedy: str) -> None:
+        self.problems.append(Problem(self._at(file, key), what, remedy, "configuration"))
+
+
+_FACTS = "See docs/configuration.md for the facts that there are."

@@ -1,0 +1,134 @@
+"""A letter into the message's bytes: RFC 5322 header, MIME body, seven bits, CRLF."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from email.headerregistry import Address
+from email.message import EmailMessage, MIMEPart
+from email.policy import SMTP
+from email.utils import format_datetime
+
+from referrals.errors import MessageRefused
+from referrals.rendering import Letter
+
+# 76: the longest line of quoted-printable (RFC 2045 §6.7); header lines may have 78.
+POLICY = SMTP.clone(max_line_length=76)
+
+_FORBIDDEN = re.compile(r"[\x00\r\n]")
+_LONGEST_SUBJECT = 200
+
+
+@dataclass(frozen=True)
+class Sender:
+    """From, and where replies go if not there."""
+
+    name: str
+    address: str
+    reply_to: str | None = None
+
+
+def compose_draft(letter: Letter, sender: Sender, recipient: str | None, marking: str) -> bytes:
+    """An unfinished message that opens ready to edit.
+
+    `X-Unsent: 1` says so to Outlook. Date, Message-ID and an empty To are the mail client's and
+    the officer's to fill in.
+
+    Args:
+        recipient: the directory's address as the directory spells it; None leaves To empty.
+
+    Raises:
+        MessageRefused: a value can't stand in a header, or the text can't be encoded.
+    """
+    message = _compose(letter, sender, recipient, marking)
+    message["X-Unsent"] = "1"
+    return message.as_bytes(policy=POLICY)
+
+
+def compose_outgoing(
+    letter: Letter,
+    sender: Sender,
+    recipient: str,
+    marking: str,
+    *,
+    date: datetime,
+    message_id: str,
+) -> bytes:
+    """A finished message for the relay, with its one Date and Message-ID.
+
+    Args:
+        date: timezone-aware.
+        message_id: with its angle brackets (RFC 5322 §3.6.4).
+
+    Raises:
+        MessageRefused: as for `compose_draft`.
+    """
+    message = _compose(letter, sender, recipient, marking)
+    message["Date"] = format_datetime(date)
+    message["Message-ID"] = _header("Message-ID", message_id)
+    return message.as_bytes(policy=POLICY)
+
+
+def _compose(
+    letter: Letter, sender: Sender, recipient: str | None, marking: str
+) -> EmailMessage:
+    subject = _header("Subject", letter.subject)
+    if marking:
+        subject = f"{_header('marking', marking)}: {subject}"
+    if not subject.isascii() or not subject.isprintable() or len(subject) > _LONGEST_SUBJECT:
+        raise MessageRefused(
+            f"The subject must be printable ASCII of at most {_LONGEST_SUBJECT} characters: mail "
+            "clients show others wrongly. Mend the template."
+        )
+    message = EmailMessage(policy=POLICY)
+    message["From"] = _mailbox("From", sender.address, sender.name)
+    if sender.reply_to:
+        message["Reply-To"] = _mailbox("Reply-To", sender.reply_to)
+    if recipient:
+        message["To"] = _mailbox("To", recipient)
+    message["Subject"] = subject
+    if marking:
+        message["X-Protective-Marking"] = marking
+    message["MIME-Version"] = "1.0"
+    text, html = _part("plain", letter.text), _part("html", letter.html)
+    message["Content-Type"] = "multipart/alternative"
+    message.set_payload([text, html])
+    digest = hashlib.sha256(f"{letter.text}\0{letter.html}".encode()).hexdigest()
+    # Neither part can hold it: quoted-printable writes = as =3D.
+    message.set_boundary(f"=_{digest[:40]}")
+    return message
+
+
+def _part(subtype: str, content: str) -> MIMEPart:
+    if "\x00" in content:
+        raise MessageRefused("The text holds a NUL character, which can't be sent.")
+    part = MIMEPart(policy=POLICY)
+    try:
+        part.set_content(content, subtype=subtype, charset="utf-8", cte="quoted-printable")
+    except UnicodeEncodeError:
+        raise MessageRefused(
+            "The text holds half of a character (a lone surrogate), which can't be sent."
+        ) from None
+    del part["MIME-Version"]
+    return part
+
+
+def _header(name: str, value: str) -> str:
+    if _FORBIDDEN.search(value):
+        raise MessageRefused(f"{name} may not hold a line break or NUL.")
+    return value
+
+
+def _mailbox(name: str, address: str, display_name: str = "") -> Address:
+    """One mailbox, exactly as spelled. More than one, or none, is refused."""
+    _header(name, address)
+    _header(name, display_name)
+    local, at, domain = address.rpartition("@")
+    if not at or not local or not domain or not address.isascii() or re.search(r"[\s,;<>\"]", address):
+        raise MessageRefused(f"{name} needs one plain address, name@domain.")
+    try:
+        return Address(display_name=display_name, username=local, domain=domain)
+    except (ValueError, UnicodeError):
+        raise MessageRefused(f"{name} can't be written as a header.") from None

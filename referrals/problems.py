@@ -1,0 +1,94 @@
+"""From pydantic's errors to problems in our words, without what was typed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from referrals.errors import Problem
+
+_SAFE_KEY = re.compile(r"[a-z][a-z0-9_\-]{0,39}", re.ASCII)
+
+# pydantic's error type → what is wrong and what would be right; {…} comes from the error's context.
+_WORDS = {
+    "missing": ("is missing.", "Fill it in."),
+    "enum": ("is not one of the choices.", "Use {expected}."),
+    "literal_error": ("is not one of the choices.", "Use {expected}."),
+    "list_type": ("is not a list.", "Write it in square brackets."),
+    "tuple_type": ("is not a list.", "Write it in square brackets."),
+    "too_short": ("is too short.", "Give {min_length} or more."),
+    "too_long": ("is too long.", "Give {max_length} at most."),
+    "string_type": ("is not text.", "Write it in quotes."),
+    "string_too_short": ("is too short.", "Use {min_length} characters or more."),
+    "string_too_long": ("is too long.", "Use {max_length} characters at most."),
+    "string_pattern_mismatch": ("has not the right form.", "It must match {pattern}."),
+    "int_type": ("is not a whole number.", "Write it in digits."),
+    "int_parsing": ("is not a whole number.", "Write it in digits."),
+    "float_type": ("is not a number.", "Write it in digits."),
+    "float_parsing": ("is not a number.", "Write it in digits."),
+    "bool_type": ("is neither true nor false.", "Write true or false."),
+    "bool_parsing": ("is neither true nor false.", "Write true or false."),
+    "greater_than": ("is too small.", "It must be more than {gt}."),
+    "greater_than_equal": ("is too small.", "It must be {ge} or more."),
+    "less_than_equal": ("is too large.", "It must be {le} or less."),
+    "union_tag_invalid": ("names no rule that there is.", "Use {expected_tags}."),
+    "union_tag_not_found": ("names no rule.", "Give it a check."),
+}
+_SHAPES = {"model_type", "dict_type", "model_attributes_type", "mapping_type"}
+
+
+def is_safe_key(key: object) -> bool:
+    """Whether a key looks like one of ours, so that it may be shown."""
+    return isinstance(key, str) and bool(_SAFE_KEY.fullmatch(key))
+
+
+def path_of(parts: Sequence[object]) -> str:
+    """`incidents.1.on`: names joined by dots, lists counted from 1 as in the CSV columns."""
+    shown = []
+    for part in parts:
+        if isinstance(part, int):
+            shown.append(str(part + 1))
+        else:
+            shown.append(str(part) if is_safe_key(part) else "(a key)")
+    return ".".join(shown)
+
+
+def unknown_key(where: str, key: object, known: Sequence[str]) -> Problem:
+    close = get_close_matches(key, known, 1) if isinstance(key, str) else []
+    remedy = f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(known)}."
+    if not known:
+        remedy = "Remove it."
+    return Problem(where, "is not known.", remedy, "unknown")
+
+
+def problems_of(
+    error: ValidationError, known: Mapping[tuple[str, ...], Sequence[str]] | None = None
+) -> Iterator[Problem]:
+    """One problem for each of pydantic's errors.
+
+    `known` gives the keys that a place may hold, by its names without list positions.
+    """
+    for entry in error.errors(include_url=False, include_input=False, include_context=True):
+        parts = entry["loc"]
+        where = path_of(parts) or "(the whole)"
+        kind = entry["type"]
+        context: Mapping[str, Any] = entry.get("ctx", {})
+        if "what" in context and "remedy" in context:
+            yield Problem(where, context["what"], context["remedy"], kind)
+        elif kind == "extra_forbidden":
+            at = tuple(str(part) for part in parts[:-1] if not isinstance(part, int))
+            yield unknown_key(where, parts[-1], (known or {}).get(at, ()))
+        elif kind in _SHAPES:
+            yield Problem(where, "is not a group of values.", "Write it in braces.", "shape")
+        elif kind in _WORDS:
+            what, remedy = _WORDS[kind]
+            yield Problem(where, what, remedy.format_map(context), kind.replace("_", "-"))
+        else:
+            # A validator's own ValueError: its text is ours and repeats nothing.
+            own = context.get("error")
+            text = str(own) if own else "is not valid."
+            yield Problem(where, text, "", "invalid")

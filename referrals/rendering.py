@@ -1,0 +1,328 @@
+"""Templates and values in, subject, text and HTML out.
+
+The templates run in Jinja's sandbox; an undefined variable is an error; HTML is escaped, subject
+and text never. A template sees what its intervention's config names, and nothing else of a case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from markupsafe import Markup, escape
+from pydantic import BaseModel
+
+from referrals.case import Case, age_on
+from referrals.directory import Intervention, Question
+from referrals.eligibility import Assessment
+from referrals.errors import ConfigurationError, Problem
+from referrals.rules import Answer
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A referral in words; the marking is not yet in it as a header."""
+
+    subject: str
+    text: str = field(repr=False)
+    html: str = field(repr=False)
+
+
+class Group:
+    """Named values for a template. It can't itself be printed: that would tell everything."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.__dict__.update(values)
+
+    def __str__(self) -> str:
+        raise TemplateError("A group of values can't be printed: name one of its values.")
+
+    __html__ = __str__
+
+    def __repr__(self) -> str:
+        return "Group()"
+
+
+class Chosen(str):
+    """A choice: prints its label, and keeps the value that the config gives it."""
+
+    value: str
+
+    @classmethod
+    def of(cls, value: str, label: str) -> Chosen:
+        made = cls(label)
+        made.value = value
+        return made
+
+    def __repr__(self) -> str:
+        return "Chosen()"
+
+
+_WORDS = {
+    "crime": "recorded as a crime",
+    "non-crime": "recorded as a non-crime incident",
+    "not-reported": "not reported to the police",
+    "not-known": "not known",
+    "in-person": "in person",
+    "phone": "by phone",
+    "video": "by video call",
+    "writing": "in writing",
+    "email": "by e-mail",
+    "public-task": "public task (UK GDPR art. 6(1)(e))",
+    "law-enforcement": "law enforcement purpose (DPA 2018 s.35)",
+    "legal-obligation": "legal obligation (UK GDPR art. 6(1)(c))",
+    "vital-interests": "vital interests (UK GDPR art. 6(1)(d))",
+    "legitimate-interests": "legitimate interests (UK GDPR art. 6(1)(f))",
+    "consent": "consent (UK GDPR art. 6(1)(a))",
+    "disability": "disability",
+    "race": "race or ethnicity",
+    "religion": "religion or belief",
+    "sexual-orientation": "sexual orientation",
+    "transgender": "transgender identity",
+    "other": "another ground",
+}
+
+
+def shown(value: Any) -> Any:
+    """How a value reads in a letter. Absent values must be guarded, not printed."""
+    match value:
+        case None:
+            raise TemplateError("An absent value was printed: guard it with `if`.")
+        case bool():
+            return "Yes" if value else "No"
+        case datetime():
+            return f"{value:%H:%M} on {_long_day(value)}"
+        case date():
+            return _long_day(value)
+        case Enum():
+            return _WORDS[str(value.value)]
+        case tuple() | list():
+            return "; ".join(str(shown(item)) for item in value)
+        case Chosen():
+            return str(value)
+        case _:
+            return value
+
+
+def _long_day(day: date) -> str:
+    return f"{day.day} {day:%B %Y}"
+
+
+def _lines(value: Any) -> Markup:
+    """Text over several lines as HTML, escaped."""
+    return Markup("<br>\n").join(escape(line) for line in str(shown(value)).split("\n"))
+
+
+def _hanging(value: Any) -> str:
+    """Text over several lines set in, so that no line of it can pass for one of ours."""
+    return str(shown(value)).replace("\n", "\n    ")
+
+
+def environment(folder: Path) -> ImmutableSandboxedEnvironment:
+    """Where templates live and what they may use: filters `lines` and `hanging`."""
+    made = ImmutableSandboxedEnvironment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
+        finalize=shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        auto_reload=False,
+    )
+    made.filters["lines"] = _lines
+    made.filters["hanging"] = _hanging
+    return made
+
+
+def letter_values(
+    assessment: Assessment, *, reference: str, marking: str, today: date
+) -> dict[str, Any]:
+    """Everything that the intervention's templates may use, and nothing else."""
+    case, intervention = assessment.case, assessment.intervention
+    agency = assessment.agency
+    values: dict[str, Any] = {
+        "referral": Group(
+            {
+                "reference": reference,
+                "case_reference": case.reference,
+                "date": today,
+                "acknowledge_by": today + timedelta(days=intervention.acknowledge_within_days),
+                "marking": marking,
+            }
+        ),
+        "intervention": Group({"title": intervention.title, "id": intervention.id}),
+        "agency": Group({"title": agency.title if agency else "", "id": agency.id if agency else ""}),
+        "referrer": _whole(case.referrer),
+        "answers": Group(
+            {
+                question.name: _answer(question, assessment.answers.get(question.name))
+                for question in intervention.fields
+            }
+        ),
+    }
+    overridden = [finding for finding in assessment.findings if finding.override]
+    values["overrides"] = [
+        Group(
+            {
+                "rule": finding.text,
+                "reason": finding.override.reason,
+                "authorised_by": finding.override.authorised_by,
+                "on": finding.override.on,
+            }
+        )
+        for finding in overridden
+        if finding.override
+    ]
+    return values | _told(case, intervention, assessment, today)
+
+
+def _answer(question: Question, answer: Answer | None) -> Any:
+    if isinstance(answer, tuple):
+        addressed = [value for value in answer if value not in question.unaddressed]
+        return [Chosen.of(value, question.labels[value]) for value in addressed]
+    if isinstance(answer, str) and question.options:
+        return Chosen.of(answer, question.labels[answer])
+    return answer
+
+
+def _whole(model: BaseModel | None) -> Group | None:
+    if model is None:
+        return None
+    return Group(
+        {
+            name: _whole(value) if isinstance(value, BaseModel) else value
+            for name, value in ((name, getattr(model, name)) for name in type(model).model_fields)
+        }
+    )
+
+
+def _told(
+    case: Case, intervention: Intervention, assessment: Assessment, today: date
+) -> dict[str, Any]:
+    """The facts that the config names, in the shape of the case."""
+    tree: dict[str, Any] = {}
+    for path in intervention.facts:
+        place = tree
+        for part in path.split("."):
+            place = place.setdefault(part, {})
+    told: dict[str, Any] = {}
+    for group, inner in tree.items():
+        match group:
+            case "incidents":
+                told[group] = [_picked(incident, inner) for incident in case.incidents]
+            case "consents":
+                told[group] = Group(
+                    {role: _whole(case.consent_of(role, intervention.id)) for role in inner}
+                )
+            case "people":
+                told[group] = Group(
+                    {role: _person(case, role, wanted, today) for role, wanted in inner.items()}
+                )
+            case "location":
+                told[group] = _place(assessment, inner)
+            case "reference" | "referrer":
+                continue  # always there
+            case _:
+                told[group] = _picked(getattr(case, group), inner)
+    return told
+
+
+def _person(case: Case, role: str, wanted: Mapping[str, Any], today: date) -> Any:
+    person = case.person(role)
+    made = _picked(person, wanted)
+    if "date_of_birth" in wanted:
+        born = person.date_of_birth if person else None
+        made.__dict__["age"] = None if born is None else age_on(today, born)
+    return made
+
+
+def _place(assessment: Assessment, wanted: Mapping[str, Any]) -> Group:
+    """Area and district by the names of the directory, however they were typed."""
+    place, location = assessment.place, assessment.case.location
+    values = {
+        "area": place.area.title,
+        "district": place.district.title if place.district else None,
+        "postcode": location.postcode,
+        "place": location.place,
+    }
+    return Group({name: value for name, value in values.items() if not wanted or name in wanted})
+
+
+def _picked(value: Any, wanted: Mapping[str, Any]) -> Any:
+    """The wanted part of a value. What a group lacks is None, so that no letter needs a guard."""
+    if not wanted:
+        return _whole(value) if isinstance(value, BaseModel) else value
+    return Group({name: _picked(getattr(value, name, None), rest) for name, rest in wanted.items()})
+
+
+def render(templates: ImmutableSandboxedEnvironment, folder: str, values: Mapping[str, Any]) -> Letter:
+    """The three parts of a letter.
+
+    Raises:
+        ConfigurationError: naming the file, the line and what is wrong with the template.
+    """
+    subject = _render(templates, f"{folder}/subject.txt.j2", values).strip()
+    text = _render(templates, f"{folder}/body.txt.j2", values)
+    html = _render(templates, f"{folder}/body.html.j2", values)
+    return Letter(subject, text, html)
+
+
+def _render(
+    templates: ImmutableSandboxedEnvironment, name: str, values: Mapping[str, Any]
+) -> str:
+    try:
+        return templates.get_template(name).render(values)
+    except Exception as error:
+        # Whatever a template does wrong is the template's fault; its own text may hold values.
+        raise ConfigurationError([template_problem(name, error)]) from None
+
+
+def template_problem(name: str, error: Exception) -> Problem:
+    """What is wrong with a template, without the values that it was given."""
+    from jinja2 import TemplateNotFound, TemplateSyntaxError, UndefinedError
+
+    where = f"templates/email/{name}: line {_line_of(error, name)}"
+    match error:
+        case TemplateNotFound():
+            return Problem(where, f"needs {error.name}, which is not there.", "Write that file.")
+        case TemplateSyntaxError():
+            where = f"templates/email/{error.name or name}: line {error.lineno}"
+            return Problem(where, f"is not a template: {error.message}", "Mend that line.")
+        case UndefinedError():
+            return Problem(
+                where,
+                f"uses a value that it is not given: {_undefined(error)}.",
+                "Declare it in the intervention's facts or fields, or take it out.",
+                "undefined",
+            )
+        case TemplateError():
+            return Problem(where, str(error.message), "Mend the template.", "template")
+        case _:
+            return Problem(
+                where, f"can't be rendered ({type(error).__name__}).", "Mend the template.", "template"
+            )
+
+
+def _undefined(error: Exception) -> str:
+    """Jinja's own words name the attribute and the class of what lacks it, never a value."""
+    text = str(error)
+    return text if "Group" in text or text.endswith("is undefined") else "an unknown name"
+
+
+def _line_of(error: Exception, name: str) -> str:
+    line = "?"
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename.endswith(".j2"):
+            line = str(trace.tb_lineno)
+        trace = trace.tb_next
+    return line
+
+

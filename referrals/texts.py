@@ -1,0 +1,173 @@
+"""What a typed value may hold: lines, texts, dates, yes or no, e-mail addresses.
+
+Each check raises `PydanticCustomError` with two sentences, what is wrong and what would be right;
+neither repeats the value, which may be personal.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+LINE_LENGTH = 300
+TEXT_LENGTH = 20_000
+
+# C0 and C1 controls; TAB and LF are let through where lines are.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_LINE_BREAKS = re.compile(r"[\n\u2028\u2029]")
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
+_UK_DATE = re.compile(r"(\d{2})/(\d{2})/(\d{4})", re.ASCII)
+_ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_MOMENT = re.compile(r"(\S+)[T ](\d{2}:\d{2})(?::00)?", re.ASCII)
+
+
+def fault(code: str, what: str, remedy: str) -> PydanticCustomError:
+    """A problem with a value, in our words."""
+    return PydanticCustomError(
+        code,  # type: ignore[arg-type]  # the stub wants a literal; any code of ours will do
+        "{what} {remedy}",
+        {"what": what, "remedy": remedy},
+    )
+
+
+def as_text(value: Any) -> str:
+    """Text over several lines, as typed, but for line ends (LF) and blank space around it.
+
+    Emoji, bidirectional marks and zero-width joiners are part of people's names and words and
+    pass; what no mail client can show (control characters, lone surrogates) is refused.
+    """
+    if not isinstance(value, str):
+        raise fault("text", "is not text.", "Write it in quotes.")
+    value = value.replace("\r\n", "\n").replace("\r", "\n").strip()
+    if _SURROGATES.search(value):
+        raise fault(
+            "characters",
+            "holds half of a character (a lone surrogate), which can't be sent.",
+            "Type that character again.",
+        )
+    if _CONTROLS.search(value):
+        raise fault(
+            "characters",
+            "holds a control character, which can't be sent.",
+            "Type it again, or paste it as plain text.",
+        )
+    if len(value) > TEXT_LENGTH:
+        raise fault("too-long", "is too long.", f"Use {TEXT_LENGTH:,} characters at most.")
+    return value
+
+
+def as_line(value: Any) -> str:
+    """Text on one line."""
+    value = as_text(value)
+    if _LINE_BREAKS.search(value):
+        raise fault("one-line", "has more than one line.", "Write it on one line.")
+    if len(value) > LINE_LENGTH:
+        raise fault("too-long", "is too long.", f"Use {LINE_LENGTH} characters at most.")
+    return value
+
+
+def as_date(value: Any) -> date:
+    """A day, as 2026-01-31 or 31/01/2026; never a number, which could be any format's."""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value
+    if isinstance(value, str):
+        value = value.strip()
+        if uk := _UK_DATE.fullmatch(value):
+            value = f"{uk[3]}-{uk[2]}-{uk[1]}"
+        if _ISO_DATE.fullmatch(value):
+            try:
+                return date.fromisoformat(value)
+            except ValueError:
+                pass
+    raise fault("date", "is not a date.", "Write it as 2026-01-31 or 31/01/2026.")
+
+
+def as_moment(value: Any) -> datetime:
+    """A day and a time by the region's clock, to the minute, without an offset."""
+    if isinstance(value, datetime) and value.tzinfo is None:
+        return value
+    if isinstance(value, str) and (parts := _MOMENT.fullmatch(value.strip())):
+        try:
+            return datetime.combine(
+                as_date(parts[1]), datetime.strptime(parts[2], "%H:%M").time()  # noqa: DTZ007
+            )
+        except (ValueError, PydanticCustomError):
+            pass
+    raise fault("moment", "is not a date and time.", "Write it as 2026-01-31 18:00.")
+
+
+_YES = {"yes", "y", "true"}
+_NO = {"no", "n", "false"}
+
+
+def as_yes_no(value: Any) -> bool:
+    """True or false in JSON; yes or no in a spreadsheet. Numbers are not taken for either."""
+    if isinstance(value, bool):
+        return value
+    word = value.strip().casefold() if isinstance(value, str) else ""
+    if word in _YES:
+        return True
+    if word in _NO:
+        return False
+    raise fault("yes-no", "is neither yes nor no.", "Write true or false (yes or no in a CSV).")
+
+
+def check_email(value: str) -> str:
+    """An address as typed, if its syntax is right (RFC 5321); DNS is not asked."""
+    from email_validator import EmailNotValidError, validate_email
+
+    try:
+        if not value.isascii():  # no relay here needs SMTPUTF8, and look-alikes stay out
+            raise EmailNotValidError
+        validate_email(value, check_deliverability=False, allow_smtputf8=False)
+    except EmailNotValidError:
+        raise fault(
+            "email", "is not an e-mail address.", "Write it as name@organisation.gov.uk."
+        ) from None
+    return value
+
+
+def check_words(value: str) -> str:
+    if not value:
+        raise fault("missing", "is empty.", "Fill it in.")
+    return value
+
+
+_REFERENCE = re.compile(r"(?=.*\d)[A-Z0-9](?:[A-Z0-9/_.\-]{0,38}[A-Z0-9])?", re.ASCII)
+
+
+def check_reference(value: str) -> str:
+    """A case's own number. It goes into logs, so it can't be a name: it has a digit."""
+    if not _REFERENCE.fullmatch(value.upper()):
+        raise fault(
+            "reference",
+            "is not a case reference.",
+            "Use 1 to 40 letters, digits, / . _ or -, with at least one digit; never a name.",
+        )
+    return value.upper()
+
+
+def split_list(value: Any) -> Any:
+    """`a; b` in a CSV cell is the list a, b; anything else is left as it is."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(";") if part.strip()]
+    return value
+
+
+Line = Annotated[str, BeforeValidator(as_line), AfterValidator(check_words)]
+Text = Annotated[str, BeforeValidator(as_text), AfterValidator(check_words)]
+Email = Annotated[str, BeforeValidator(as_line), AfterValidator(check_email)]
+Reference = Annotated[
+    str,
+    StringConstraints(max_length=40),
+    BeforeValidator(as_line),
+    AfterValidator(check_reference),
+]
+YesNo = Annotated[bool, BeforeValidator(as_yes_no)]
+Day = Annotated[
+    date, BeforeValidator(as_date), WithJsonSchema({"type": "string", "format": "date"})
+]
