@@ -4,12 +4,11 @@ A case is frozen and closed: an unknown key is a problem, not a guess. Its `repr
 that was typed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import date
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -41,7 +40,10 @@ Role = Literal["victim", "other_party", "young_person", "parent_or_carer"]
 
 
 class CaseModel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    # Built when first used: a command needs a few of the models, not all of them.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True
+    )
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         return []
@@ -180,7 +182,7 @@ class Consent(CaseModel):
     withdrawn_on: PastDay | None = _public("Withdrawn on")
 
     @model_validator(mode="after")
-    def _in_order(self) -> Consent:
+    def _in_order(self) -> Self:
         if self.withdrawn_on and not self.given:
             raise fault(
                 "withdrawn",
@@ -308,6 +310,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
+@cache
 def shared_facts() -> Mapping[str, Fact]:
     """Every fact that an intervention may name in its `[facts]`, by its path.
 

@@ -1,7 +1,5 @@
 """Who offers what, where: regions, agencies and interventions, and look-ups on them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +34,10 @@ Day = Annotated[date, BeforeValidator(as_date)]
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    # Built when first used: a command needs a few of the models, not all of them.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True
+    )
 
 
 class District(_Entry):

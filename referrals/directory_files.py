@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 from referrals.answers import read_answer
 from referrals.case import shared_facts
 from referrals.directory import Agency, Directory, Intervention, Question, QuestionType, Region
-from referrals.errors import ConfigurationError, Problem
+from referrals.errors import ConfigurationError, InterventionUnknown, Problem
 from referrals.postcodes import PostcodeTable
 from referrals.problems import problems_of, unknown_key
 from referrals.rules import AnsweredIfYounger, DistrictAmong
@@ -39,6 +39,23 @@ def read_directory(config: Path, templates: Path) -> Directory:
         ConfigurationError: with every problem found.
     """
     return _Reader(config, templates).read()
+
+
+def read_intervention(config: Path, templates: Path, intervention_id: str) -> Intervention:
+    """One intervention's file by itself, with or without its templates.
+
+    Raises:
+        InterventionUnknown: there is no such file.
+        ConfigurationError: with every problem of the file.
+    """
+    file = config / "interventions" / f"{intervention_id}.toml"
+    if intervention_id not in {path.stem for path in config.glob("interventions/*.toml")}:
+        raise InterventionUnknown(f"There is no {intervention_id}.toml in {file.parent}.")
+    reader = _Reader(config, templates)
+    found = reader.load_intervention(file)
+    if found is None or reader.problems:
+        raise ConfigurationError(reader.problems)
+    return found
 
 
 class _Reader:
@@ -123,12 +140,18 @@ class _Reader:
                 file, "", f"can't be read: {reason}.", "Make it anew: scripts/make_postcode_table.py."
             )
 
-    def _read_intervention(self, file: Path) -> None:
+    def load_intervention(self, file: Path) -> Intervention | None:
         raw = self._toml(file)
         if raw is None:
-            return
+            return None
         raw.setdefault("template", raw.get("id", file.stem))
         intervention = self._model(Intervention, raw, lambda _: file)
+        if intervention:
+            self._check_fields(intervention, file)
+        return intervention
+
+    def _read_intervention(self, file: Path) -> None:
+        intervention = self.load_intervention(file)
         if intervention is None:
             return
         self._named_as(file, intervention.id, file.stem)
@@ -147,7 +170,6 @@ class _Reader:
                     f"{self._shown(self.templates)}.",
                     "Write that file (referrals templates new makes a first one).",
                 )
-        self._check_fields(intervention, file)
 
     def _check_fields(self, intervention: Intervention, file: Path) -> None:
         names: set[str] = set()

@@ -49,6 +49,11 @@ class Assessment:
     def ready(self) -> bool:
         return self.fits and not self.problems
 
+    @property
+    def may_fit(self) -> bool:
+        """Nothing speaks against it but records that are still to be made."""
+        return all(finding.missing for finding in self.blocks)
+
 
 def read_case(raw: Mapping[str, Any], directory: Directory, today: date) -> tuple[Case, Place]:
     """A checked case and where it is.

@@ -4,7 +4,7 @@
       CaseError            the referrer mends the case
         CaseUnreadable       not JSON, not UTF-8, not there
         CaseInvalid          .problems: each with the path of a field
-        ReferralBlocked      .findings: rules that say no
+        ReferralBlocked      .findings: rules that say no; .problems besides
       RoutingError         a person decides
         InterventionUnknown
         NoAddress            the directory has no address to submit to
@@ -91,14 +91,23 @@ class ReferralBlocked(CaseError):
 
     code = "blocked"
 
-    def __init__(self, intervention_id: str, findings: Sequence[Finding]) -> None:
+    def __init__(
+        self,
+        intervention_id: str,
+        findings: Sequence[Finding],
+        problems: Sequence[Problem] = (),
+    ) -> None:
         self.intervention_id = intervention_id
         self.findings = tuple(findings)
-        super().__init__(intervention_id, self.findings)
+        self.problems = tuple(problems)
+        super().__init__(intervention_id, self.findings, self.problems)
 
     def __str__(self) -> str:
         lines = [f"{self.intervention_id}: this referral can't be made:"]
         lines += [f"  {finding.code}  {finding.text}" for finding in self.findings]
+        if self.problems:
+            lines.append("and the case has this to put right:")
+            lines += [f"  {problem}" for problem in self.problems]
         return "\n".join(lines)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
@@ -58,6 +57,9 @@ def path_of(parts: Sequence[object]) -> str:
 
 
 def unknown_key(where: str, key: object, known: Sequence[str]) -> Problem:
+    """A key that there is not, with the nearest that there is."""
+    from difflib import get_close_matches
+
     close = get_close_matches(key, known, 1) if isinstance(key, str) else []
     remedy = f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(known)}."
     if not known:

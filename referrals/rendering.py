@@ -6,6 +6,7 @@ and text never. A template sees what its intervention's config names, and nothin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -13,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
+from jinja2 import BytecodeCache, FileSystemLoader, StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup, escape
 from pydantic import BaseModel
@@ -124,10 +125,16 @@ def _hanging(value: Any) -> str:
     return str(shown(value)).replace("\n", "\n    ")
 
 
-def environment(folder: Path) -> ImmutableSandboxedEnvironment:
-    """Where templates live and what they may use: filters `lines` and `hanging`."""
+def environment(
+    folder: Path, compiled: BytecodeCache | None = None
+) -> ImmutableSandboxedEnvironment:
+    """Where templates live and what they may use: filters `lines` and `hanging`.
+
+    `compiled` keeps what Jinja makes of them, so that the next start need not make it again.
+    """
     made = ImmutableSandboxedEnvironment(
         loader=FileSystemLoader(folder),
+        bytecode_cache=compiled,
         undefined=StrictUndefined,
         autoescape=lambda name: bool(name and name.endswith(".html.j2")),
         finalize=shown,
@@ -288,7 +295,8 @@ def template_problem(name: str, error: Exception) -> Problem:
     """What is wrong with a template, without the values that it was given."""
     from jinja2 import TemplateNotFound, TemplateSyntaxError, UndefinedError
 
-    where = f"templates/email/{name}: line {_line_of(error, name)}"
+    file, line = _place_of(error, name)
+    where = f"templates/email/{file}" + (f": line {line}" if line else "")
     match error:
         case TemplateNotFound():
             return Problem(where, f"needs {error.name}, which is not there.", "Write that file.")
@@ -298,31 +306,30 @@ def template_problem(name: str, error: Exception) -> Problem:
         case UndefinedError():
             return Problem(
                 where,
-                f"uses a value that it is not given: {_undefined(error)}.",
+                f"uses {_undefined(error)}, which it is not given.",
                 "Declare it in the intervention's facts or fields, or take it out.",
                 "undefined",
             )
         case TemplateError():
             return Problem(where, str(error.message), "Mend the template.", "template")
         case _:
-            return Problem(
-                where, f"can't be rendered ({type(error).__name__}).", "Mend the template.", "template"
-            )
+            kind = type(error).__name__
+            return Problem(where, f"can't be rendered ({kind}).", "Mend the template.", "template")
 
 
 def _undefined(error: Exception) -> str:
-    """Jinja's own words name the attribute and the class of what lacks it, never a value."""
-    text = str(error)
-    return text if "Group" in text or text.endswith("is undefined") else "an unknown name"
+    """The name out of Jinja's own words, which never hold a value."""
+    found = re.search(r"attribute '(\w+)'$|^'(\w+)' is undefined", str(error))
+    return (found[1] or found[2]) if found else "a name"
 
 
-def _line_of(error: Exception, name: str) -> str:
-    line = "?"
+def _place_of(error: Exception, name: str) -> tuple[str, int | None]:
+    """The innermost template and line that an error came from; layouts count."""
+    file, line = name, None
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename.endswith(".j2"):
-            line = str(trace.tb_lineno)
+        code_file = Path(trace.tb_frame.f_code.co_filename)
+        if code_file.suffix == ".j2":
+            file, line = "/".join(code_file.parts[-2:]), trace.tb_lineno
         trace = trace.tb_next
-    return line
-
-
+    return file, line

@@ -14,8 +14,6 @@ checks are pure: they see one referral's circumstances and give the places where
     source = "..."
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -41,13 +39,17 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one rule says of one referral. `where` is the path of the fact it looked at."""
+    """What one rule says of one referral. `where` is the path of the fact it looked at.
+
+    `missing`: it bites for want of a record, which may yet be made.
+    """
 
     code: str
     level: Level
     text: str
     source: str
     where: str | None = None
+    missing: bool = False
     overridable: bool = False
     override: Override | None = field(default=None, repr=False)
 
@@ -80,10 +82,14 @@ class Hit:
 
     where: str | None = None
     text: str | None = None
+    missing: bool = False
 
 
 class _Rule(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    # Built when first used: a command needs a few of the models, not all of them.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True
+    )
 
     code: str = Field(pattern=r"^[A-Z]{2,5}-\d{3}$")
     level: Level = Level.BLOCK
@@ -108,6 +114,7 @@ class _Rule(BaseModel):
                 hit.text or self.text,
                 self.source,
                 hit.where,
+                hit.missing,
                 overridable,
                 override,
             )
@@ -153,7 +160,7 @@ class ConsentGiven(_Rule):
             state = "They were asked and did not agree."
         else:
             state = "They took their agreement back."
-        yield Hit("consents", f"{self.text} {state}")
+        yield Hit("consents", f"{self.text} {state}", missing=consent is None)
 
 
 class IncidentsAtLeast(_Rule):
@@ -187,7 +194,7 @@ class _AgeRule(_Rule):
         return f"people.{self.person}.date_of_birth"
 
     def _unknown(self) -> Hit:
-        return Hit(self._where, "Without a date of birth the age can't be told.")
+        return Hit(self._where, "Without a date of birth the age can't be told.", missing=True)
 
 
 class AgeBelow(_AgeRule):
@@ -229,7 +236,7 @@ class AnsweredIfYounger(_AgeRule):
         if age is None or age >= self.age:
             return
         if not any(seen.answers.get(name) for name in self.answers):
-            yield Hit(f"answers.{seen.intervention_id}.{self.answers[0]}")
+            yield Hit(f"answers.{seen.intervention_id}.{self.answers[0]}", missing=True)
 
 
 class AnswerIs(_Rule):
@@ -339,7 +346,7 @@ class ReferenceListed(_Rule):
         if any(incident.reference for incident in seen.case.incidents):
             return
         if not (self.answer and seen.answers.get(self.answer)):
-            yield Hit("incidents")
+            yield Hit("incidents", missing=True)
 
 
 _HONORIFIC = re.compile(r"^(?:mr|mrs|ms|miss|mx|dr)\b\.?", re.IGNORECASE)

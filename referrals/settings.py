@@ -1,13 +1,13 @@
 """What the operator decides: the model. `settings_sources` reads it."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from referrals.texts import check_email
 
 
 class Security(StrEnum):
@@ -35,8 +35,9 @@ def is_loopback(host: str) -> bool:
 
 
 class _Part(BaseModel):
+    # Built when first used: a command needs a few of the models, not all of them.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False
+        frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True
     )
 
 
@@ -67,6 +68,28 @@ class RelaySettings(_Part):
                 "security = 'none' is for a relay on this machine only (localhost, 127.0.0.1, "
                 "::1). Use 'starttls' or 'tls'."
             )
-        if (self.username is None) != (self.password is None):
-            raise ValueError("a login needs both username and password. Give both or neither.")
+        if self.password is not None and self.username is None:
+            raise ValueError("a password needs a username beside it.")
         return self
+
+
+class MailSettings(_Part):
+    """How messages are headed. Without `sender`, From is the referrer."""
+
+    sender: Annotated[str, AfterValidator(check_email)] | None = None
+    sender_name: str = Field("Referrals", max_length=80, pattern=r"^[^\x00-\x1f\x7f]*$")
+    marking: str = Field("OFFICIAL-SENSITIVE", max_length=60, pattern=r"^[ -~]*$")
+
+
+class Settings(_Part):
+    """`config` and `templates` name folders that replace the shipped ones as a whole.
+
+    `secrets` names a folder with a file for each secret, such as `relay_password`.
+    """
+
+    config: Path | None = None
+    secrets: Path | None = None
+    templates: Path | None = None
+    outbox: Path = Path("outbox")
+    mail: MailSettings = Field(default_factory=MailSettings)
+    relay: RelaySettings = Field(default_factory=RelaySettings)

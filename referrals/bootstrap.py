@@ -1,0 +1,62 @@
+"""Builds the parts from the settings and hands them to the service: it alone knows them all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import FileSystemBytecodeCache
+from jinja2.bccache import Bucket
+
+from referrals.directory_files import read_directory
+from referrals.rendering import environment
+from referrals.service import Service
+from referrals.settings_sources import config_folder, templates_folder
+
+if TYPE_CHECKING:
+    from referrals.ports import Transport
+    from referrals.settings import RelaySettings, Settings
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def build_service(settings: Settings) -> Service:
+    """Raises ConfigurationError with every mistake in config/ and templates/."""
+    templates = templates_folder(settings)
+    directory = read_directory(config_folder(settings), templates)
+    return Service(directory, environment(templates, CompiledTemplates.of_user()), settings.mail, now)
+
+
+class CompiledTemplates(FileSystemBytecodeCache):
+    """Jinja's own cache, in the user's cache folder; without a private one, no cache.
+
+    As with Python's __pycache__, whoever can write there can run code here.
+    """
+
+    @classmethod
+    def of_user(cls) -> CompiledTemplates | None:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = Path(base, "referrals", "templates")
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            about = folder.stat()
+        except OSError:
+            return None
+        private = about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return cls(str(folder)) if private else None
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        with suppress(OSError):  # a full disk only costs time
+            super().dump_bytecode(bucket)
+
+
+def build_transport(relay: RelaySettings) -> Transport:
+    from referrals.transports.smtp import SmtpTransport
+
+    return SmtpTransport(relay)

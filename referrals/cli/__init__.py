@@ -1,0 +1,158 @@
+"""The `referrals` command. Only click is imported until a command is chosen."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from typing import Any
+
+import click
+
+from referrals import __version__
+
+# Pydantic's plugins are looked for in everything that is installed, and would see personal data.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+# name → (module, one line for the help); modules are imported when their command runs.
+_SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Look things up": {
+        "list": ("directory", "List the interventions and who takes them."),
+        "show": ("directory", "Show one intervention: fields, rules, addresses."),
+        "suggest": ("cases", "Say which interventions fit a case, and why others don't."),
+    },
+    "Write a case": {
+        "new": ("cases", "Print a sample case to start from."),
+        "schema": ("cases", "Print the JSON Schema of a case."),
+        "check": ("cases", "Check a case: every problem, every rule."),
+    },
+    "Refer": {
+        "preview": ("letters", "Show the e-mail that would be made."),
+        "draft": ("letters", "Save the e-mail as an .eml draft."),
+        "send": ("relay", "Submit the e-mail through the relay."),
+    },
+    "Look after it": {
+        "templates": ("upkeep", "Check the templates, or start a new one."),
+        "relay": ("relay", "Check the relay without sending anything."),
+        "sink": ("relay", "Run a local relay that goes nowhere, to try things out."),
+        "doctor": ("upkeep", "Show the settings in force and what is missing."),
+    },
+}
+_MODULES = {
+    name: entry[0] for section in _SECTIONS.values() for name, entry in section.items()
+}
+
+EXIT_CODES = """\
+\b
+Exit codes:
+  0   done
+  1   a fault of ours
+  2   wrong use of the command
+  3   the case has something to put right, or can't be read
+  4   a rule blocks the referral
+  5   the configuration or a setting is wrong
+  6   the draft could not be saved, or another is there
+  7   no such intervention, no address, or an address that nobody verified
+  8   delayed: not relayed now, worth trying again
+  9   failed: the relay will not take this message
+  10  uncertain: the link broke before the relay's last word
+  11  the relay refused us: login, certificate or TLS"""
+
+
+class _Commands(click.Group):
+    """Commands in sections, each imported only when it is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _MODULES.get(cmd_name)
+        if module is None:
+            return None
+        from importlib import import_module
+
+        command: click.Command = getattr(
+            import_module(f"referrals.cli.{module}"), f"{cmd_name}_command"
+        )
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0], _MODULES, 1)
+            if close:
+                error.message += f" Did you mean '{close[0]}'?"
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, line) for name, (_, line) in commands.items()])
+
+
+@click.command(
+    cls=_Commands,
+    epilog=f"""\b
+Examples:
+  referrals new mediation > case.json
+  referrals check case.json
+  referrals draft mediation case.json
+  referrals draft --all case.json
+
+{EXIT_CODES}
+
+Shell completion: eval "$(_REFERRALS_COMPLETE=bash_source referrals)"; zsh_source and fish_source
+for the other shells.""",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="referrals", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Referral e-mails for people harmed by hate crime and anti-social behaviour.
+
+    A case goes in; for each intervention an e-mail to the right agency comes out, as an .eml
+    draft or through your SMTP relay. Nothing is submitted unless you say so.
+    """
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Run the command; every error becomes one clear message and an exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    gc.disable()  # a command lives too briefly to gain by it; `sink` switches it on again
+    as_json = "--json" in arguments
+    try:
+        code = cli.main(arguments, prog_name="referrals", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("Stopped.", err=True)
+        code = 130
+    except click.ClickException as error:
+        if as_json:
+            _say_json(str(getattr(error, "code", "usage")), error.format_message())
+        else:
+            error.show()
+        code = error.exit_code
+    except BrokenPipeError:
+        _close_pipe()
+        code = 141
+    except Exception as error:
+        from referrals.cli.faults import report
+
+        code = report(error, as_json)
+    gc.freeze()  # nor by sweeping up on its way out
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say_json(code: str, message: str) -> None:
+    import json
+
+    click.echo(json.dumps({"ok": False, "error": {"code": code, "message": message}}, indent=2))
+
+
+def _close_pipe() -> None:
+    """Whoever read our output has gone; let the interpreter's last flush find a quiet place."""
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, sys.stdout.fileno())

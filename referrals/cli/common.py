@@ -1,0 +1,153 @@
+"""What the commands share: reading the case, printing, the service."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from referrals.errors import CaseUnreadable
+from referrals.rules import Finding, Level
+
+if TYPE_CHECKING:
+    from referrals.case import Case
+    from referrals.directory import Place
+    from referrals.service import Service
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_COLOURS = {Level.BLOCK: "red", Level.ADVISE: "yellow", Level.INFO: "blue"}
+
+
+def json_option(command: _Command) -> _Command:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def case_argument(command: _Command) -> _Command:
+    return click.argument("case", metavar="CASE", type=click.Path(path_type=str))(command)
+
+
+def case_options(command: _Command) -> _Command:
+    """Options of every command that reads a case."""
+    command = click.option(
+        "--row", type=click.IntRange(1), help="Which row of a CSV; 1 is the first after the names."
+    )(command)
+    return click.option(
+        "--set",
+        "changes",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Give or replace one value, such as answers.mediation.began='May'. Repeatable.",
+    )(command)
+
+
+def service() -> Service:
+    from referrals.bootstrap import build_service
+    from referrals.settings_sources import read_settings
+
+    return build_service(read_settings())
+
+
+def read_raw(case: str, row: int | None, changes: Sequence[str]) -> dict[str, Any]:
+    """The raw case from a file or standard input (`-`), with the changes made.
+
+    Raises:
+        CaseUnreadable: no such file, not a case, or several rows and none chosen.
+    """
+    from referrals.case_files import LARGEST_FILE, flatten, parse, unflatten
+
+    name = "standard input" if case == "-" else case
+    try:
+        if case == "-":
+            content = sys.stdin.buffer.read(LARGEST_FILE + 1)
+        else:
+            with Path(case).open("rb") as file:
+                content = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise CaseUnreadable(f"{name} can't be read: {error.strerror}.") from None
+    cases = parse(content, name)
+    if not cases:
+        raise CaseUnreadable(f"{name} has no row with a case under its column names.")
+    if row is None and len(cases) > 1:
+        raise CaseUnreadable(f"{name} has {len(cases)} rows: choose one with --row.")
+    if row is not None and row > len(cases):
+        raise CaseUnreadable(f"{name} has {len(cases)} rows: there is no row {row}.")
+    raw = cases[(row or 1) - 1]
+    if not changes:
+        return raw
+    cells = dict(flatten(raw))
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise click.UsageError("--set needs NAME=VALUE.")
+        for old in [old for old in cells if old == key or old.startswith(f"{key}.")]:
+            del cells[old]
+        cells[key.strip()] = value
+    changed = unflatten(cells.items())
+    for asked in raw.get("answers", {}):
+        changed.setdefault("answers", {}).setdefault(asked, {})
+    return changed
+
+
+def read_case_file(
+    using: Service, case: str, row: int | None, changes: Sequence[str]
+) -> tuple[Case, Place]:
+    return using.read(read_raw(case, row, changes))
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_findings(findings: Iterable[Finding], indent: str = "  ") -> None:
+    for finding in findings:
+        level = click.style(f"{finding.level:<6}", fg=_COLOURS[finding.level], bold=True)
+        overridden = " (set aside by a supervisor)" if finding.override else ""
+        where = f" [{finding.where}]" if finding.where else ""
+        click.echo(f"{indent}{level} {finding.code}  {finding.text}{overridden}{where}")
+        if finding.level is Level.BLOCK:
+            click.echo(f"{indent}       source: {finding.source}")
+            if finding.overridable and not finding.override:
+                click.echo(
+                    f"{indent}       a supervisor may set it aside: add it to the case's "
+                    "overrides (code, reason, authorised_by, on)"
+                )
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table that fits the terminal; elsewhere, one line a row with tabs between."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            click.echo("\t".join(row))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def complete_intervention(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[str]:
+    """Names of interventions for the shell; silent if the configuration is broken."""
+    from referrals.errors import ReferralsError
+
+    try:
+        names = service().directory.interventions
+    except ReferralsError:
+        return []
+    return [name for name in sorted(names) if name.startswith(incomplete)]
+
+
+def intervention_argument(**options: Any) -> Callable[[_Command], _Command]:
+    return click.argument("intervention", shell_complete=complete_intervention, **options)

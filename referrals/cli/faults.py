@@ -1,0 +1,91 @@
+"""From an error to words and an exit code: the one table."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import click
+
+from referrals import errors
+from referrals.rules import Finding
+
+_EXIT_CODES: tuple[tuple[type[errors.ReferralsError], int], ...] = (
+    (errors.ReferralBlocked, 4),
+    (errors.CaseError, 3),
+    (errors.ConfigurationError, 5),
+    (errors.MessageRefused, 5),
+    (errors.DraftError, 6),
+    (errors.RoutingError, 7),
+    (errors.TransientDeliveryError, 8),
+    (errors.PermanentDeliveryError, 9),
+    (errors.DeliveryUncertain, 10),
+    (errors.RelayRefused, 11),
+)
+
+
+def exit_code(error: errors.ReferralsError) -> int:
+    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
+
+
+def report(error: Exception, as_json: bool) -> int:
+    """Say what went wrong; the traceback of a bug is shown only if REFERRALS_TRACEBACK is set."""
+    if isinstance(error, errors.ReferralsError):
+        if as_json:
+            click.echo(json.dumps({"ok": False, "error": described(error)}, indent=2))
+        else:
+            click.echo(click.style("Error: ", fg="red", bold=True, ) + str(error), err=True)
+        return exit_code(error)
+    if os.environ.get("_REFERRALS_TRACEBACK"):
+        raise error
+    text = (
+        f"This is a fault of ours ({type(error).__name__}). Nothing was submitted. Set "
+        "_REFERRALS_TRACEBACK=1 for the details, which may hold personal data."
+    )
+    if as_json:
+        click.echo(
+            json.dumps({"ok": False, "error": {"code": "fault", "message": text}}, indent=2)
+        )
+    else:
+        click.echo(click.style("Error: ", fg="red", bold=True) + text, err=True)
+    return 1
+
+
+def described(error: errors.ReferralsError) -> dict[str, Any]:
+    """An error as JSON: code, message and, if there are some, problems and findings."""
+    made: dict[str, Any] = {"code": error.code, "message": str(error)}
+    if isinstance(error, errors.CaseInvalid | errors.ConfigurationError | errors.ReferralBlocked):
+        made["problems"] = [problem_json(problem) for problem in error.problems]
+    if isinstance(error, errors.ReferralBlocked):
+        made["intervention"] = error.intervention_id
+        made["findings"] = [finding_json(finding) for finding in error.findings]
+    if isinstance(error, errors.DeliveryError):
+        made["stage"] = error.stage
+        reply = error.reply
+        made["reply"] = (
+            {"code": reply.code, "enhanced": reply.enhanced, "text": reply.text} if reply else None
+        )
+    return made
+
+
+def problem_json(problem: errors.Problem) -> dict[str, str]:
+    return {
+        "where": problem.where,
+        "what": problem.what,
+        "remedy": problem.remedy,
+        "code": problem.code,
+    }
+
+
+def finding_json(finding: Finding) -> dict[str, Any]:
+    return {
+        "code": finding.code,
+        "level": str(finding.level),
+        "text": finding.text,
+        "source": finding.source,
+        "where": finding.where,
+        "missing": finding.missing,
+        "overridable": finding.overridable,
+        "overridden": finding.override is not None,
+    }

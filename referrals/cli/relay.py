@@ -1,0 +1,267 @@
+"""`send`, `relay` and `sink`: the way to the relay, and a relay to try it with."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from referrals.cli.common import (
+    case_argument,
+    case_options,
+    intervention_argument,
+    json_option,
+    print_findings,
+    print_json,
+    read_case_file,
+)
+from referrals.cli.letters import referral_json
+from referrals.errors import ConfigurationError, Problem
+from referrals.settings import RelaySettings
+
+if TYPE_CHECKING:
+    from referrals.sink import Arrived
+
+NO_RELAY = Problem(
+    "relay.host",
+    "is not set, so nothing can be submitted; drafts work without it.",
+    "Set REFERRALS_RELAY_HOST, and REFERRALS_RELAY_USERNAME and REFERRALS_RELAY_PASSWORD if it "
+    "wants a login; then try `referrals relay check`. See docs/relay.md.",
+    "no-relay",
+)
+
+
+def configured_relay(relay: RelaySettings) -> RelaySettings:
+    """The relay, with its password asked for where only the user name is set.
+
+    Raises:
+        ConfigurationError: no relay, or no password and nobody to ask.
+    """
+    if not relay.host:
+        raise ConfigurationError([NO_RELAY])
+    if relay.username and relay.password is None:
+        if not sys.stdin.isatty():
+            raise ConfigurationError(
+                [
+                    Problem(
+                        "relay.password",
+                        "is not set and nobody is there to ask.",
+                        "Set REFERRALS_RELAY_PASSWORD, or a file relay_password in the secrets "
+                        "folder.",
+                    )
+                ]
+            )
+        from pydantic import SecretStr
+
+        typed = click.prompt(f"Password of {relay.username} at {relay.name}", hide_input=True)
+        return relay.model_copy(update={"password": SecretStr(typed)})
+    return relay
+
+
+@click.command("send")
+@intervention_argument()
+@case_argument
+@case_options
+@click.option("--yes", is_flag=True, help="Submit it. Without this, only say what would go where.")
+@click.option(
+    "--accept-unverified",
+    is_flag=True,
+    help="Submit to an address that nobody has verified within its review time.",
+)
+@json_option
+def send_command(
+    intervention: str,
+    case: str,
+    row: int | None,
+    changes: tuple[str, ...],
+    yes: bool,
+    accept_unverified: bool,
+    as_json: bool,
+) -> None:
+    """Submit the e-mail for INTERVENTION through the relay; without --yes, only show it.
+
+    The recipient is the directory's, and nothing in a case can change it. "Relayed" means that
+    the relay has taken the message: whether it was read, only a reply can tell.
+
+    \b
+    Examples:
+      referrals send mediation case.json
+      referrals send mediation case.json --yes
+    """
+    from referrals.bootstrap import build_service, build_transport
+    from referrals.settings_sources import read_settings
+
+    settings = read_settings()
+    using = build_service(settings)
+    using.directory.intervention(intervention)
+    found, place = read_case_file(using, case, row, changes)
+    referral = using.prepare(using.assess(found, place, intervention))
+    if not yes:
+        if as_json:
+            print_json(referral_json(referral) | {"status": "not submitted"})
+            return
+        click.echo(f"{click.style(referral.reference, bold=True)} {intervention}")
+        click.echo(f"  would go to {referral.agency.title}, {referral.agency.email or 'nobody'}")
+        click.echo(f"  through {settings.relay.name if settings.relay.host else 'no relay yet'}")
+        print_findings(referral.assessment.findings)
+        click.echo("Nothing was submitted. Add --yes to submit it.")
+        return
+    using.check_address(referral, accept_unverified=accept_unverified)
+    relay = configured_relay(settings.relay)
+    outgoing = using.outgoing(
+        referral, token=secrets.token_hex(8), accept_unverified=accept_unverified
+    )
+    receipt = asyncio.run(build_transport(relay).deliver(outgoing))
+    if as_json:
+        print_json(
+            referral_json(referral)
+            | {
+                "status": str(receipt.status),
+                "relay": receipt.relay,
+                "reply": {
+                    "code": receipt.reply.code,
+                    "enhanced": receipt.reply.enhanced,
+                    "text": receipt.reply.text,
+                },
+            }
+        )
+        return
+    status = click.style(receipt.status, fg="green")
+    click.echo(f"{click.style(referral.reference, bold=True)} {intervention}: {status}")
+    click.echo(f"  to {referral.agency.title}, {outgoing.envelope.recipient}")
+    click.echo(f"  {receipt.relay} said: {receipt.reply}")
+    click.echo(f"  acknowledgement asked for by {referral.acknowledge_by}")
+
+
+@click.group("relay")
+def relay_command() -> None:
+    """The relay that messages are submitted through."""
+
+
+@relay_command.command("check")
+@json_option
+def relay_check(as_json: bool) -> None:
+    """Connect, secure the link, log in and leave; no message is sent."""
+    from referrals.settings_sources import read_settings
+    from referrals.transports.smtp import check
+
+    relay = configured_relay(read_settings().relay)
+    report = asyncio.run(check(relay))
+    if as_json:
+        print_json(_report_json(report))
+        return
+    click.echo(f"{click.style(report.relay, bold=True)} is ready.")
+    for label, value in _report_lines(report):
+        click.echo(f"  {label}: {value}")
+
+
+def _report_json(report: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        key: value.isoformat() if isinstance(value, datetime) else value
+        for key, value in asdict(report).items()
+    }
+
+
+def _report_lines(report: Any) -> list[tuple[str, str]]:
+    return [(key, str(value)) for key, value in _report_json(report).items() if key != "relay"]
+
+
+@click.command("sink")
+@click.option("--port", type=click.IntRange(0, 65535), default=2525, show_default=True)
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep what arrives as .eml files in this folder.",
+)
+@click.option(
+    "--tls", type=click.Choice(["none", "starttls", "tls"]), default="none", show_default=True
+)
+@click.option("--certificate", type=click.Path(path_type=Path), help="PEM file, for TLS.")
+@click.option("--key", type=click.Path(path_type=Path), help="PEM file of its key.")
+@click.option("--username", help="Demand this login; the password is asked for.")
+@click.option("--quiet", is_flag=True, help="One line a message, without its text.")
+def sink_command(
+    port: int,
+    keep: Path | None,
+    tls: str,
+    certificate: Path | None,
+    key: Path | None,
+    username: str | None,
+    quiet: bool,
+) -> None:
+    """Run a relay on this machine that prints what arrives and passes nothing on.
+
+    \b
+    Example, in two terminals:
+      referrals sink
+      REFERRALS_RELAY_HOST=localhost REFERRALS_RELAY_PORT=2525 \\
+        REFERRALS_RELAY_SECURITY=none \\
+        referrals send mediation case.json --yes --accept-unverified
+    """
+    import gc
+    import os
+
+    from pydantic import SecretStr
+
+    from referrals.sink import CertificatePair, Sink
+
+    if (certificate is None) != (key is None):
+        raise click.UsageError("--certificate and --key belong together.")
+    login = None
+    if username:
+        typed = os.environ.get("SINK_PASSWORD") or click.prompt("Password", hide_input=True)
+        login = (username, SecretStr(typed))
+    pair = CertificatePair(certificate, key) if certificate and key else None
+
+    async def run() -> None:
+        sink = Sink(
+            port=port,
+            keep=keep,
+            tls=tls,  # type: ignore[arg-type]  # click has checked the choice
+            certificate=pair,
+            login=login,
+            on_message=lambda arrived: print_arrived(arrived, quiet=quiet),
+        )
+        async with sink:
+            click.echo(
+                f"Listening on {sink.host}:{sink.port}; nothing is passed on. Ctrl-C stops.",
+                err=True,
+            )
+            await asyncio.Event().wait()
+
+    gc.enable()
+    try:
+        asyncio.run(run())
+    except KeyboardInterrupt:
+        click.echo("Stopped.", err=True)
+
+
+def print_arrived(arrived: Arrived, *, quiet: bool = False) -> None:
+    """Envelope, header and text of a message, as somebody at the agency would read it."""
+    from email import message_from_bytes
+    from email.policy import default
+
+    when = datetime.now(UTC).strftime("%H:%M:%S")
+    secured = "over TLS" if arrived.secured else "without TLS"
+    recipients = ", ".join(arrived.recipients)
+    click.echo(
+        click.style(f"{when} from {arrived.sender} to {recipients}, ", bold=True)
+        + f"{len(arrived.content):,} bytes, {secured}"
+    )
+    if arrived.kept_as:
+        click.echo(f"kept as {arrived.kept_as}")
+    if quiet:
+        return
+    message = message_from_bytes(arrived.content, policy=default)
+    for name, value in message.items():
+        click.echo(f"{name}: {value}")
+    part = message.get_body(("plain",))
+    if part is not None:
+        click.echo("\n" + str(part.get_content()))

@@ -1,0 +1,213 @@
+"""Where settings come from, the first that has a value wins:
+
+1. the environment, `REFERRALS_RELAY_HOST` for `relay.host`;
+2. `.env` in the folder that one is in;
+3. the secrets folder that `REFERRALS_SECRETS` names: a file a setting, `relay_password` for example;
+4. `settings.toml` in the config folder (`REFERRALS_CONFIG`, else the shipped one);
+5. the defaults in `settings.py`.
+
+Passwords are refused in settings.toml: it is the file that gets copied and committed.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from referrals.errors import ConfigurationError, Problem
+from referrals.problems import problems_of
+from referrals.settings import MailSettings, RelaySettings, Settings
+
+PREFIX = "REFERRALS_"
+DOTENV = Path(".env")
+_GROUPS = {"mail": MailSettings, "relay": RelaySettings}
+_SECRET_KEYS = ("relay.password",)
+
+
+def shipped_folder(name: str) -> Path:
+    """`config` or `templates`: beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).parent
+    inside = package / "_shipped" / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def config_folder(settings: Settings) -> Path:
+    return settings.config or shipped_folder("config")
+
+
+def templates_folder(settings: Settings) -> Path:
+    """The folder that holds one folder a template."""
+    return settings.templates or shipped_folder("templates") / "email"
+
+
+def variable_of(key: str) -> str:
+    """`REFERRALS_RELAY_HOST` for `relay.host`."""
+    return PREFIX + key.replace(".", "_").upper()
+
+
+def setting_keys() -> Iterator[str]:
+    """Every setting by its key, groups flattened."""
+    for name in Settings.model_fields:
+        if name in _GROUPS:
+            yield from (f"{name}.{inner}" for inner in _GROUPS[name].model_fields)
+        else:
+            yield name
+
+
+def read_settings() -> Settings:
+    """The settings in force.
+
+    Raises:
+        ConfigurationError: with every problem, by variable or by file and key.
+    """
+    if DOTENV.is_file() or any(name.startswith(PREFIX) for name in os.environ):
+        return _read_all()
+    # Only the file is left: pydantic-settings, slow to import, has nothing to add to it.
+    file = settings_file({})
+    try:
+        return Settings.model_validate(_from_file(file))
+    except ValidationError as error:
+        raise ConfigurationError(list(_placed(error, file, {}))) from None
+
+
+def settings_file(dotenv: Mapping[str, str | None]) -> Path:
+    named = os.environ.get(variable_of("config")) or dotenv.get(variable_of("config"))
+    return (Path(named) if named else shipped_folder("config")) / "settings.toml"
+
+
+def _read_all() -> Settings:
+    from dotenv import dotenv_values
+    from pydantic_settings import (
+        BaseSettings,
+        InitSettingsSource,
+        NestedSecretsSettingsSource,
+        PydanticBaseSettingsSource,
+        SettingsConfigDict,
+    )
+    from pydantic_settings.exceptions import SettingsError
+
+    try:
+        dotenv = dotenv_values(DOTENV) if DOTENV.is_file() else {}
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(
+            [Problem(str(DOTENV), "can't be read.", "Save it as UTF-8, readable by you.")]
+        ) from None
+    file = settings_file(dotenv)
+    named = os.environ.get(variable_of("secrets")) or dotenv.get(variable_of("secrets"))
+    secrets = Path(named) if named else None
+    problems = list(_strangers((*os.environ, *dotenv)))
+    if secrets and not secrets.is_dir():
+        problems.append(
+            Problem(variable_of("secrets"), "names a folder that is not there.", "Make it.")
+        )
+    if problems:
+        raise ConfigurationError(problems)
+    from_file = _from_file(file)
+
+    class AllSources(Settings, BaseSettings):
+        model_config = SettingsConfigDict(
+            env_prefix=PREFIX,
+            env_nested_delimiter="_",
+            env_nested_max_split=1,
+            env_ignore_empty=True,
+            env_file=DOTENV,
+            extra="forbid",
+            frozen=True,
+            hide_input_in_errors=True,
+        )
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            folder = NestedSecretsSettingsSource(
+                settings_cls,
+                secrets_dir=secrets,
+                secrets_dir_missing="ok",
+                secrets_prefix="",
+                secrets_nested_delimiter="_",
+            )
+            toml = InitSettingsSource(settings_cls, from_file)
+            return env_settings, dotenv_settings, folder, toml
+
+    try:
+        return AllSources()
+    except ValidationError as error:
+        raise ConfigurationError(list(_placed(error, file, dotenv))) from None
+    except SettingsError:
+        # A variable for a whole group, REFERRALS_RELAY={...}: its text may hold a password.
+        groups = " and ".join(variable_of(group) for group in _GROUPS)
+        raise ConfigurationError(
+            [Problem(groups, "can't be given as a whole.", "Give one variable a setting.")]
+        ) from None
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError([Problem(str(file), f"is not TOML: {error}.", "Mend it.")]) from None
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(
+            [Problem(str(file), "can't be read.", "Save it as UTF-8, readable by you.")]
+        ) from None
+    problems = []
+    for key in _SECRET_KEYS:
+        group, name = key.split(".")
+        if isinstance(values.get(group), dict) and name in values[group]:
+            problems.append(
+                Problem(
+                    f"{file}: {key}",
+                    "is a secret and may not stand in this file.",
+                    f"Use {variable_of(key)} or a file {key.replace('.', '_')} in the secrets "
+                    "folder, and change the secret if the file was shared.",
+                )
+            )
+    for key in ("config", "secrets"):
+        if key in values:
+            problems.append(
+                Problem(f"{file}: {key}", "can't be set here.", f"Use {variable_of(key)}.")
+            )
+    if problems:
+        raise ConfigurationError(problems)
+    return values
+
+
+def _strangers(names: tuple[str, ...]) -> Iterator[Problem]:
+    """Variables with our prefix that set nothing: a mistyped one must not pass unnoticed."""
+    from difflib import get_close_matches
+
+    known = [variable_of(key) for key in setting_keys()]
+    for name in dict.fromkeys(names):
+        if name.startswith(PREFIX) and name not in known:
+            close = get_close_matches(name, known, 1)
+            remedy = f"Did you mean {close[0]}?" if close else "See `referrals doctor --help`."
+            yield Problem(name, "is not a setting.", remedy, "unknown")
+
+
+def _placed(
+    error: ValidationError, file: Path, dotenv: Mapping[str, str | None]
+) -> Iterator[Problem]:
+    known: dict[tuple[str, ...], list[str]] = {(): list(Settings.model_fields)}
+    known |= {(group,): list(model.model_fields) for group, model in _GROUPS.items()}
+    for problem in problems_of(error, known):
+        variable = variable_of(problem.where)
+        if variable in os.environ:
+            where = variable
+        elif variable in dotenv:
+            where = f"{DOTENV}: {variable}"
+        else:
+            where = f"{file}: {problem.where}"
+        yield Problem(where, problem.what, problem.remedy, problem.code)

@@ -1,0 +1,1 @@
+"""Ways out for a finished message, one module each."""
