@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERRALS = Path(sys.executable).parent / "referrals"
-SAMPLE = ROOT / "samples" / "city.json"
+SAMPLE = ROOT / "samples" / "mediation.json"
 BASELINE = "import click"
 
 

@@ -1,6 +1,6 @@
 """`python -m referrals` is the `referrals` command."""
 
-from referrals.cli import main
+from referrals.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -15,12 +15,11 @@ from referrals.problems import path_of, unknown_key
 from referrals.rules import Answer
 from referrals.texts import (
     as_date,
-    as_line,
     as_moment,
-    as_text,
     as_yes_no,
-    check_words,
     fault,
+    given_line,
+    given_text,
     split_list,
 )
 
@@ -40,9 +39,9 @@ def read_answer(question: Question, raw: Any, *, relative: bool = False) -> Answ
         raw = sample_on(raw, date(2026, 1, 1))
     match question.type:
         case QuestionType.LINE:
-            return _sized(question, check_words(as_line(raw)))
+            return _sized(question, given_line(raw))
         case QuestionType.TEXT:
-            return _sized(question, check_words(as_text(raw)))
+            return _sized(question, given_text(raw))
         case QuestionType.YES_NO:
             return as_yes_no(raw)
         case QuestionType.DATE:
@@ -59,9 +58,7 @@ def read_answer(question: Question, raw: Any, *, relative: bool = False) -> Answ
 
 def _sized(question: Question, text: str) -> str:
     if len(text) < question.min_length:
-        raise fault(
-            "too-short", "is too short.", f"Use {question.min_length} characters or more."
-        )
+        raise fault("too-short", "is too short.", f"Use {question.min_length} characters or more.")
     if question.max_length and len(text) > question.max_length:
         raise fault("too-long", "is too long.", f"Use {question.max_length} characters at most.")
     return text
@@ -135,9 +132,7 @@ def _ask(question: Question) -> str:
     return text if text.endswith((".", "?")) else f"{text}."
 
 
-def _strangers(
-    intervention: Intervention, raw: Mapping[str, Any], place: str
-) -> Iterator[Problem]:
+def _strangers(intervention: Intervention, raw: Mapping[str, Any], place: str) -> Iterator[Problem]:
     known = [question.name for question in intervention.fields]
     for key in raw:
         if key not in known:

@@ -30,7 +30,8 @@ def build_service(settings: Settings) -> Service:
     """Raises ConfigurationError with every mistake in config/ and templates/."""
     templates = templates_folder(settings)
     directory = read_directory(config_folder(settings), templates)
-    return Service(directory, environment(templates, CompiledTemplates.of_user()), settings.mail, now)
+    letters = environment(templates, CompiledTemplates.of_user())
+    return Service(directory, letters, settings.mail, now)
 
 
 class CompiledTemplates(FileSystemBytecodeCache):
@@ -41,12 +42,12 @@ class CompiledTemplates(FileSystemBytecodeCache):
 
     @classmethod
     def of_user(cls) -> CompiledTemplates | None:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = Path(base, "referrals", "templates")
         try:
+            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            folder = Path(base, "referrals", "templates")
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             about = folder.stat()
-        except OSError:
+        except (OSError, RuntimeError):  # RuntimeError: there is no home
             return None
         private = about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         return cls(str(folder)) if private else None

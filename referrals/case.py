@@ -122,9 +122,7 @@ class People(CaseModel):
     victim: Person | None = _field("Person harmed")
     other_party: Person | None = _field("Other party", sensitivity=Sensitivity.THIRD_PARTY)
     young_person: Person | None = _field("Young person")
-    parent_or_carer: Person | None = _field(
-        "Parent or carer", sensitivity=Sensitivity.THIRD_PARTY
-    )
+    parent_or_carer: Person | None = _field("Parent or carer", sensitivity=Sensitivity.THIRD_PARTY)
 
 
 class Record(StrEnum):

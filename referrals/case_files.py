@@ -82,8 +82,10 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
         raise CaseUnreadable(f"{name} is not a case: it must be one JSON object, in braces.")
     if doubled:
         raise CaseInvalid(
-            Problem(key, "stands twice.", "Keep the one that is right.", "doubled")
-            for key in dict.fromkeys(doubled)
+            [
+                Problem(key, "stands twice.", "Keep the one that is right.", "doubled")
+                for key in dict.fromkeys(doubled)
+            ]
         )
     return tidy(raw)
 

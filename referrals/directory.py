@@ -156,6 +156,11 @@ class Intervention(_Entry):
     fields: tuple[Question, ...] = ()
     rules: tuple[Rule, ...] = ()
 
+    def acknowledge_by(self, today: date) -> date:
+        """When an answer may be expected; a Saturday or Sunday becomes the Monday after."""
+        day = today + timedelta(days=self.acknowledge_within_days)
+        return day + timedelta(days=(0, 0, 0, 0, 0, 2, 1)[day.weekday()])
+
     def question(self, name: str) -> Question | None:
         return next((question for question in self.fields if question.name == name), None)
 
@@ -201,5 +206,7 @@ class Directory:
         if place.area.id not in intervention.areas:
             return None
         keys = (place.district.id, place.area.id) if place.district else (place.area.id,)
-        agency_id = next((intervention.routes[key] for key in keys if key in intervention.routes), None)
+        agency_id = next(
+            (intervention.routes[key] for key in keys if key in intervention.routes), None
+        )
         return self.agencies[agency_id] if agency_id else None

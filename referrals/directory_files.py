@@ -1,12 +1,12 @@
 """Reads config/ into a Directory, and says every mistake in it at once, by file and key.
 
-    config/regions/<region>/region.toml      id, title, timezone
-    config/regions/<region>/areas.toml       [[areas]] with [[areas.districts]]
-    config/regions/<region>/agencies.toml    [[agencies]]
-    config/regions/<region>/routes.toml      optional: more routes, [intervention] area = "agency"
-    config/regions/<region>/postcodes.bin    optional: made by scripts/make_postcode_table.py
-    config/interventions/<intervention>.toml
-    templates/email/<template>/{subject.txt.j2,body.txt.j2,body.html.j2}
+config/regions/<region>/region.toml      id, title, timezone
+config/regions/<region>/areas.toml       [[areas]] with [[areas.districts]]
+config/regions/<region>/agencies.toml    [[agencies]]
+config/regions/<region>/routes.toml      optional: more routes, [intervention] area = "agency"
+config/regions/<region>/postcodes.bin    optional: made by scripts/make_postcode_table.py
+config/interventions/<intervention>.toml
+templates/email/<template>/{subject.txt.j2,body.txt.j2,body.html.j2}
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from referrals.directory import Agency, Directory, Intervention, Question, Quest
 from referrals.errors import ConfigurationError, InterventionUnknown, Problem
 from referrals.postcodes import PostcodeTable
 from referrals.problems import problems_of, unknown_key
-from referrals.rules import AnsweredIfYounger, DistrictAmong
+from referrals.rules import DistrictAmong, Level
 
 TEMPLATE_PARTS = ("subject.txt.j2", "body.txt.j2", "body.html.j2")
 
@@ -135,9 +135,12 @@ class _Reader:
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
+            reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
             self._fault(
-                file, "", f"can't be read: {reason}.", "Make it anew: scripts/make_postcode_table.py."
+                file,
+                "",
+                f"can't be read: {reason}.",
+                "Make it anew: scripts/make_postcode_table.py.",
             )
 
     def load_intervention(self, file: Path) -> Intervention | None:
@@ -328,9 +331,7 @@ class _Reader:
                     self._fault(file, key, f"{path} stands twice.", "Keep one.")
                 seen.add(path)
 
-    def _check_rules(
-        self, intervention: Intervention, file: Path, codes: dict[str, str]
-    ) -> None:
+    def _check_rules(self, intervention: Intervention, file: Path, codes: dict[str, str]) -> None:
         places = [p.id for place in self._places() for p in (place.area, place.district) if p]
         for number, rule in enumerate(intervention.rules, 1):
             key = f"rules.{number}"
@@ -342,7 +343,8 @@ class _Reader:
                     "Give each rule its own code.",
                 )
             codes[rule.code] = self._shown(file)
-            for option, name, must in rule.answers_read():
+            must = rule.check.needs_answers and rule.level is Level.BLOCK
+            for option, name in rule.check.answers_read():
                 question = intervention.question(name)
                 if question is None:
                     self._fault(
@@ -358,10 +360,8 @@ class _Reader:
                         f"{rule.code} depends on {name}, which may be left out.",
                         "Set required = true on that field.",
                     )
-                elif isinstance(rule, AnsweredIfYounger) and question.type is QuestionType.NUMBER:
-                    self._fault(file, f"{key}.{option}", "is a number.", "Use words or yes-no.")
-            if isinstance(rule, DistrictAmong):
-                for place_id in (rule.area, *rule.districts):
+            if isinstance(rule.check, DistrictAmong):
+                for place_id in (rule.check.area, *rule.check.districts):
                     if place_id not in places:
                         self.problems.append(
                             unknown_key(self._at(file, f"{key}.districts"), place_id, places)
@@ -388,7 +388,7 @@ class _Reader:
         try:
             return model.model_validate(raw)
         except ValidationError as error:
-            known = {(): list(model.model_fields)}
+            known: dict[tuple[str, ...], list[str]] = {(): list(model.model_fields)}
             for problem in problems_of(error, known):
                 file = file_of(problem.where)
                 key = ".".join(part for part in (prefix, problem.where) if part)
@@ -401,9 +401,7 @@ class _Reader:
                 file, "id", f"is {found}, but its place is named {expected}.", "Make them the same."
             )
 
-    def _unique(
-        self, taken: Iterable[str], new: str, file: Path, key: str, kind: str
-    ) -> None:
+    def _unique(self, taken: Iterable[str], new: str, file: Path, key: str, kind: str) -> None:
         if new in taken:
             self._fault(file, key, f"{kind} named {new} is there already.", "Give it its own id.")
 

@@ -80,7 +80,7 @@ def _write(path: Path, content: bytes) -> None:
     temporary = path.parent / f".{path.stem}.{secrets.token_hex(4)}.referral-tmp"
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
-        with open(handle, "wb") as file:
+        with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -77,9 +77,7 @@ def read_case(raw: Mapping[str, Any], directory: Directory, today: date) -> tupl
     return case, place
 
 
-def _locate_raw(
-    raw: Mapping[str, Any], directory: Directory
-) -> tuple[Place | None, list[Problem]]:
+def _locate_raw(raw: Mapping[str, Any], directory: Directory) -> tuple[Place | None, list[Problem]]:
     try:
         location = Location.model_validate(raw.get("location"))
     except ValidationError:
@@ -172,9 +170,7 @@ def assess(
     if agency is None and not any(finding.blocks for finding in findings):
         findings.append(_not_served(intervention, place))
     findings += _general(case, intervention, agency, directory, place, today)
-    return Assessment(
-        intervention, case, place, agency, answers, tuple(problems), tuple(findings)
-    )
+    return Assessment(intervention, case, place, agency, answers, tuple(problems), tuple(findings))
 
 
 def _not_served(intervention: Intervention, place: Place) -> Finding:
@@ -256,14 +252,14 @@ def _people_elsewhere(
 def _missing_facts(case: Case, intervention: Intervention) -> Iterator[Problem]:
     known = shared_facts()
     for path in intervention.facts.required:
-        for where in _gaps(case, path, intervention.id):
+        for where in _gaps(case, path):
             label = known[path].label
             yield Problem(
                 where, "is missing.", f"{intervention.title} needs it: {label.lower()}.", "missing"
             )
 
 
-def _gaps(case: Case, path: str, intervention_id: str) -> Iterator[str]:
+def _gaps(case: Case, path: str) -> Iterator[str]:
     """Where a required fact is not given; a fact of every incident may be missing in several."""
     group, *rest = path.split(".")
     if group == "consents":

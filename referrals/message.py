@@ -71,9 +71,7 @@ def compose_outgoing(
     return message.as_bytes(policy=POLICY)
 
 
-def _compose(
-    letter: Letter, sender: Sender, recipient: str | None, marking: str
-) -> EmailMessage:
+def _compose(letter: Letter, sender: Sender, recipient: str | None, marking: str) -> EmailMessage:
     subject = _header("Subject", letter.subject)
     if marking:
         subject = f"{_header('marking', marking)}: {subject}"
@@ -126,7 +124,13 @@ def _mailbox(name: str, address: str, display_name: str = "") -> Address:
     _header(name, address)
     _header(name, display_name)
     local, at, domain = address.rpartition("@")
-    if not at or not local or not domain or not address.isascii() or re.search(r"[\s,;<>\"]", address):
+    if (
+        not at
+        or not local
+        or not domain
+        or not address.isascii()
+        or re.search(r"[\s,;<>\"]", address)
+    ):
         raise MessageRefused(f"{name} needs one plain address, name@domain.")
     try:
         return Address(display_name=display_name, username=local, domain=domain)

@@ -37,8 +37,7 @@ def is_reference(text: str) -> bool:
 def _check_character(payload: str) -> str:
     """Weighted sum mod 25; the weights and their differences have no factor 5 in common with it."""
     total = sum(
-        weight * ALPHABET.index(letter)
-        for weight, letter in zip(_WEIGHTS, payload, strict=True)
+        weight * ALPHABET.index(letter) for weight, letter in zip(_WEIGHTS, payload, strict=True)
     )
     return ALPHABET[-total % len(ALPHABET)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def _lines(value: Any) -> Markup:
 
 def _hanging(value: Any) -> str:
     """Text over several lines set in, so that no line of it can pass for one of ours."""
-    return str(shown(value)).replace("\n", "\n    ")
+    return re.sub(r"\n(?=[^\n])", "\n    ", str(shown(value)))
 
 
 def environment(
@@ -160,12 +160,12 @@ def letter_values(
                 "reference": reference,
                 "case_reference": case.reference,
                 "date": today,
-                "acknowledge_by": today + timedelta(days=intervention.acknowledge_within_days),
+                "acknowledge_by": intervention.acknowledge_by(today),
                 "marking": marking,
             }
         ),
         "intervention": Group({"title": intervention.title, "id": intervention.id}),
-        "agency": Group({"title": agency.title if agency else "", "id": agency.id if agency else ""}),
+        "agency": Group({"title": agency.title if agency else ""}),
         "referrer": _whole(case.referrer),
         "answers": Group(
             {
@@ -269,7 +269,9 @@ def _picked(value: Any, wanted: Mapping[str, Any]) -> Any:
     return Group({name: _picked(getattr(value, name, None), rest) for name, rest in wanted.items()})
 
 
-def render(templates: ImmutableSandboxedEnvironment, folder: str, values: Mapping[str, Any]) -> Letter:
+def render(
+    templates: ImmutableSandboxedEnvironment, folder: str, values: Mapping[str, Any]
+) -> Letter:
     """The three parts of a letter.
 
     Raises:
@@ -281,9 +283,7 @@ def render(templates: ImmutableSandboxedEnvironment, folder: str, values: Mappin
     return Letter(subject, text, html)
 
 
-def _render(
-    templates: ImmutableSandboxedEnvironment, name: str, values: Mapping[str, Any]
-) -> str:
+def _render(templates: ImmutableSandboxedEnvironment, name: str, values: Mapping[str, Any]) -> str:
     try:
         return templates.get_template(name).render(values)
     except Exception as error:

@@ -89,13 +89,15 @@ def _by_postcode(
     for region_id, table in directory.postcodes.items():
         district_id = table.district_of(postcode)
         for place in directory.places():
-            if place.region.id == region_id and place.district:
-                if place.district.id == district_id:
-                    return place, None
+            district = place.district
+            if district and district.id == district_id and place.region.id == region_id:
+                return place, None
     tables = directory.postcodes
     remedy = "Check it; or leave it out here and give the area or district."
     if not tables:
-        return None, Problem(where, "can't be looked up: no region has a table.", remedy, "postcode")
+        return None, Problem(
+            where, "can't be looked up: no region has a table.", remedy, "postcode"
+        )
     names = " and ".join(directory.regions[region_id].title for region_id in tables)
     if all(table.is_outside(postcode) for table in tables.values()):
         what = f"is outside {names}."

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, tzinfo
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from referrals.case import Case, Override, Role, age_on
 from referrals.texts import as_date
@@ -78,73 +78,64 @@ class Circumstances:
 
 @dataclass(frozen=True)
 class Hit:
-    """A place where a rule bites; `text` replaces the rule's own words."""
+    """A place where a check bites."""
 
     where: str | None = None
     text: str | None = None
+    """Replaces the rule's own words."""
+    detail: str = ""
+    """Follows them."""
     missing: bool = False
+    level: Level | None = None
+    """Replaces the rule's own level."""
 
 
-class _Rule(BaseModel):
+class _Check(BaseModel):
+    """A named check and its values."""
+
     # Built when first used: a command needs a few of the models, not all of them.
     model_config = ConfigDict(
         frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True
     )
 
-    code: str = Field(pattern=r"^[A-Z]{2,5}-\d{3}$")
-    level: Level = Level.BLOCK
-    text: str = Field(min_length=10)
-    source: str = Field(min_length=3)
-    override: Literal["never", "supervisor"] = "never"
-
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         raise NotImplementedError
 
-    def answers_read(self) -> Iterator[tuple[str, str, bool]]:
-        """(key, question, must be required) for each question that the rule looks at."""
+    def answers_read(self) -> Iterator[tuple[str, str]]:
+        """(key, question) for each question that the check looks at."""
         return iter(())
 
-    def findings(self, seen: Circumstances) -> Iterator[Finding]:
-        overridable = self.level is Level.BLOCK and self.override == "supervisor"
-        override = seen.case.override_of(self.code) if overridable else None
-        for hit in self.hits(seen):
-            yield Finding(
-                self.code,
-                self.level,
-                hit.text or self.text,
-                self.source,
-                hit.where,
-                hit.missing,
-                overridable,
-                override,
-            )
+    @property
+    def needs_answers(self) -> bool:
+        """Whether the check sees nothing amiss where its questions are not answered."""
+        return False
 
 
-class AreaServed(_Rule):
+class AreaServed(_Check):
     """Bites where the intervention is not offered."""
 
-    check: Literal["area-served"]
+    name: Literal["area-served"]
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         if not seen.area_served:
             yield Hit("location")
 
 
-class ConsentGiven(_Rule):
+class ConsentGiven(_Check):
     """Bites unless this person agreed to this intervention, and has not taken it back.
 
     `unless_answer` names a question whose answer may stand instead; `unless_lawful_basis` lets
     the recorded lawful basis stand instead.
     """
 
-    check: Literal["consent-given"]
+    name: Literal["consent-given"]
     person: Role
     unless_answer: str | None = None
     unless_lawful_basis: bool = False
 
-    def answers_read(self) -> Iterator[tuple[str, str, bool]]:
+    def answers_read(self) -> Iterator[tuple[str, str]]:
         if self.unless_answer:
-            yield "unless_answer", self.unless_answer, False
+            yield "unless_answer", self.unless_answer
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         consent = seen.case.consent_of(self.person, seen.intervention_id)
@@ -160,19 +151,19 @@ class ConsentGiven(_Rule):
             state = "They were asked and did not agree."
         else:
             state = "They took their agreement back."
-        yield Hit("consents", f"{self.text} {state}", missing=consent is None)
+        yield Hit("consents", detail=state, missing=consent is None)
 
 
-class IncidentsAtLeast(_Rule):
+class IncidentsAtLeast(_Check):
     """Bites if fewer incidents are listed, unless a reason is given as an answer."""
 
-    check: Literal["incidents-at-least"]
+    name: Literal["incidents-at-least"]
     number: int = Field(ge=1)
     unless_answer: str | None = None
 
-    def answers_read(self) -> Iterator[tuple[str, str, bool]]:
+    def answers_read(self) -> Iterator[tuple[str, str]]:
         if self.unless_answer:
-            yield "unless_answer", self.unless_answer, False
+            yield "unless_answer", self.unless_answer
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         excused = self.unless_answer and seen.answers.get(self.unless_answer)
@@ -180,7 +171,7 @@ class IncidentsAtLeast(_Rule):
             yield Hit("incidents")
 
 
-class _AgeRule(_Rule):
+class _AgeRule(_Check):
     person: Role
     age: int = Field(ge=0, le=130)
 
@@ -200,7 +191,7 @@ class _AgeRule(_Rule):
 class AgeBelow(_AgeRule):
     """Bites from the day on which the person reaches `age`."""
 
-    check: Literal["age-below"]
+    name: Literal["age-below"]
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         age = self._age(seen)
@@ -213,7 +204,7 @@ class AgeBelow(_AgeRule):
 class AgeAtLeast(_AgeRule):
     """Bites until the day on which the person reaches `age`."""
 
-    check: Literal["age-at-least"]
+    name: Literal["age-at-least"]
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         age = self._age(seen)
@@ -224,12 +215,12 @@ class AgeAtLeast(_AgeRule):
 class AnsweredIfYounger(_AgeRule):
     """Below `age`, one of `answers` must be given; a yes-or-no question counts if it is yes."""
 
-    check: Literal["answered-if-younger"]
+    name: Literal["answered-if-younger"]
     answers: tuple[str, ...] = Field(min_length=1)
 
-    def answers_read(self) -> Iterator[tuple[str, str, bool]]:
+    def answers_read(self) -> Iterator[tuple[str, str]]:
         for name in self.answers:
-            yield "answers", name, False
+            yield "answers", name
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         age = self._age(seen)
@@ -239,15 +230,19 @@ class AnsweredIfYounger(_AgeRule):
             yield Hit(f"answers.{seen.intervention_id}.{self.answers[0]}", missing=True)
 
 
-class AnswerIs(_Rule):
+class AnswerIs(_Check):
     """Bites if the answer is, or among several holds, `value`."""
 
-    check: Literal["answer-is"]
+    name: Literal["answer-is"]
     answer: str
     value: bool | str
 
-    def answers_read(self) -> Iterator[tuple[str, str, bool]]:
-        yield "answer", self.answer, self.level is Level.BLOCK
+    def answers_read(self) -> Iterator[tuple[str, str]]:
+        yield "answer", self.answer
+
+    @property
+    def needs_answers(self) -> bool:
+        return True
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         answer = seen.answers.get(self.answer)
@@ -258,22 +253,26 @@ class AnswerIs(_Rule):
             yield Hit(f"answers.{seen.intervention_id}.{self.answer}")
 
 
-class SpanAtMost(_Rule):
+class SpanAtMost(_Check):
     """Bites if the time from `start` to `end` is nothing, or more than `hours` on the clock.
 
     Elapsed hours count: a span over the end of summer time is an hour longer than it looks.
     `as_at` is the day on which the figure was read in its source.
     """
 
-    check: Literal["span-at-most"]
+    name: Literal["span-at-most"]
     start: str
     end: str
     hours: int = Field(ge=1)
     as_at: Annotated[date, BeforeValidator(as_date)]
 
-    def answers_read(self) -> Iterator[tuple[str, str, bool]]:
-        yield "start", self.start, True
-        yield "end", self.end, True
+    def answers_read(self) -> Iterator[tuple[str, str]]:
+        yield "start", self.start
+        yield "end", self.end
+
+    @property
+    def needs_answers(self) -> bool:
+        return True
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         start, end = seen.answers.get(self.start), seen.answers.get(self.end)
@@ -292,10 +291,10 @@ def _utc(moment: datetime, timezone: tzinfo) -> datetime:
     return moment - (offset or timedelta(0))
 
 
-class DistrictAmong(_Rule):
+class DistrictAmong(_Check):
     """Bites in `area` if the district is another one, or is not known."""
 
-    check: Literal["district-among"]
+    name: Literal["district-among"]
     area: str
     districts: tuple[str, ...] = Field(min_length=1)
 
@@ -304,43 +303,43 @@ class DistrictAmong(_Rule):
             yield Hit("location.district")
 
 
-class Addressed(_Rule):
+class Addressed(_Check):
     """Bites for each chosen option that the directory has no address for.
 
     If no chosen option has one, there is nobody to write to, whatever the level says.
     """
 
-    check: Literal["addressed"]
+    name: Literal["addressed"]
     answer: str
 
-    def answers_read(self) -> Iterator[tuple[str, str, bool]]:
-        yield "answer", self.answer, True
+    def answers_read(self) -> Iterator[tuple[str, str]]:
+        yield "answer", self.answer
+
+    @property
+    def needs_answers(self) -> bool:
+        return True
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
-        chosen = seen.answers.get(self.answer)
+        answer = seen.answers.get(self.answer)
+        chosen = answer if isinstance(answer, tuple) else (answer,)
         reasons = seen.unaddressed.get(self.answer, {})
-        for option in chosen if isinstance(chosen, tuple) else (chosen,):
+        where = f"answers.{seen.intervention_id}.{self.answer}"
+        for option in chosen:
             if option in reasons:
-                yield Hit(f"answers.{seen.intervention_id}.{self.answer}", reasons[str(option)])
-
-    def findings(self, seen: Circumstances) -> Iterator[Finding]:
-        yield from super().findings(seen)
-        chosen = seen.answers.get(self.answer)
-        options = chosen if isinstance(chosen, tuple) else (chosen,)
-        if chosen and all(option in seen.unaddressed.get(self.answer, {}) for option in options):
-            where = f"answers.{seen.intervention_id}.{self.answer}"
-            yield Finding(self.code, Level.BLOCK, self.text, self.source, where)
+                yield Hit(where, reasons[str(option)])
+        if answer and all(option in reasons for option in chosen):
+            yield Hit(where, level=Level.BLOCK)
 
 
-class ReferenceListed(_Rule):
+class ReferenceListed(_Check):
     """Bites unless an incident has a reference, or `answer` lists one."""
 
-    check: Literal["reference-listed"]
+    name: Literal["reference-listed"]
     answer: str | None = None
 
-    def answers_read(self) -> Iterator[tuple[str, str, bool]]:
+    def answers_read(self) -> Iterator[tuple[str, str]]:
         if self.answer:
-            yield "answer", self.answer, False
+            yield "answer", self.answer
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         if any(incident.reference for incident in seen.case.incidents):
@@ -352,10 +351,10 @@ class ReferenceListed(_Rule):
 _HONORIFIC = re.compile(r"^(?:mr|mrs|ms|miss|mx|dr)\b\.?", re.IGNORECASE)
 
 
-class NamesAbsent(_Rule):
+class NamesAbsent(_Check):
     """Bites where the referrer's own words give the full name of one of `people`."""
 
-    check: Literal["names-absent"]
+    name: Literal["names-absent"]
     people: tuple[Role, ...] = Field(min_length=1)
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
@@ -373,10 +372,10 @@ class NamesAbsent(_Rule):
                     yield Hit(path)
 
 
-class WordsAbsent(_Rule):
+class WordsAbsent(_Check):
     """Bites where the referrer's own words use a word that judges a person."""
 
-    check: Literal["words-absent"]
+    name: Literal["words-absent"]
     words: tuple[str, ...] = Field(min_length=1)
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
@@ -387,16 +386,16 @@ class WordsAbsent(_Rule):
                 yield Hit(path)
 
 
-class Notice(_Rule):
+class Notice(_Check):
     """Always said."""
 
-    check: Literal["notice"]
+    name: Literal["notice"]
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         yield Hit()
 
 
-Rule = Annotated[
+Check = Annotated[
     AreaServed
     | ConsentGiven
     | IncidentsAtLeast
@@ -411,5 +410,46 @@ Rule = Annotated[
     | NamesAbsent
     | WordsAbsent
     | Notice,
-    Field(discriminator="check"),
+    Field(discriminator="name"),
 ]
+
+
+class Rule(BaseModel):
+    """What a rule is called and says, and the check that decides whether it bites."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True
+    )
+
+    code: str = Field(pattern=r"^[A-Z]{2,5}-\d{3}$")
+    level: Level = Level.BLOCK
+    text: str = Field(min_length=10)
+    source: str = Field(min_length=3)
+    override: Literal["never", "supervisor"] = "never"
+    check: Check
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, raw: Any) -> Any:
+        """In a file, the check's values stand beside its name."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("check"), str):
+            return raw
+        own = {key: raw[key] for key in raw if key in cls.model_fields}
+        values = {key: raw[key] for key in raw if key not in cls.model_fields}
+        return own | {"check": values | {"name": raw["check"]}}
+
+    def findings(self, seen: Circumstances) -> Iterator[Finding]:
+        """What the rule has to say, once for each place where its check bites."""
+        for hit in self.check.hits(seen):
+            level = hit.level or self.level
+            overridable = level is Level.BLOCK and self.override == "supervisor"
+            yield Finding(
+                code=self.code,
+                level=level,
+                text=hit.text or f"{self.text} {hit.detail}".strip(),
+                source=self.source,
+                where=hit.where,
+                missing=hit.missing,
+                overridable=overridable,
+                override=seen.case.override_of(self.code) if overridable else None,
+            )

@@ -8,7 +8,13 @@ from typing import Any
 
 from referrals.answers import sample_on
 from referrals.directory import Directory, Intervention
-from referrals.rules import AgeAtLeast, AgeBelow, AnsweredIfYounger, ConsentGiven
+from referrals.rules import (
+    AgeAtLeast,
+    AgeBelow,
+    AnsweredIfYounger,
+    ConsentGiven,
+    IncidentsAtLeast,
+)
 
 _PEOPLE: Mapping[str, Mapping[str, Any]] = {
     "victim": {
@@ -87,7 +93,7 @@ def sample_case(
         "location": _location(directory, chosen, told),
     }
     if _named(told, "incidents") or any(
-        rule.check == "incidents-at-least" for one in chosen for rule in one.rules
+        isinstance(rule.check, IncidentsAtLeast) for one in chosen for rule in one.rules
     ):
         case["incidents"] = [
             {"on": (today - timedelta(days=days)).isoformat(), **incident}
@@ -125,9 +131,7 @@ def _named(told: Iterable[str], group: str) -> bool:
     return any(path == group or path.startswith(f"{group}.") for path in told)
 
 
-def _location(
-    directory: Directory, chosen: list[Intervention], told: list[str]
-) -> dict[str, Any]:
+def _location(directory: Directory, chosen: list[Intervention], told: list[str]) -> dict[str, Any]:
     best = max(
         (place for place in directory.places()),
         key=lambda place: (
@@ -145,10 +149,10 @@ def _location(
 
 def _people(chosen: list[Intervention], told: list[str], today: date) -> dict[str, Any]:
     aged = {
-        rule.person
+        rule.check.person
         for one in chosen
         for rule in one.rules
-        if isinstance(rule, AgeBelow | AgeAtLeast | AnsweredIfYounger)
+        if isinstance(rule.check, AgeBelow | AgeAtLeast | AnsweredIfYounger)
     }
     people = {}
     for role, person in _PEOPLE.items():
@@ -164,8 +168,8 @@ def _consents(chosen: list[Intervention], today: date) -> list[dict[str, Any]]:
     asked: dict[str, list[str]] = {}
     for intervention in chosen:
         for rule in intervention.rules:
-            if isinstance(rule, ConsentGiven):
-                asked.setdefault(rule.person, []).append(intervention.id)
+            if isinstance(rule.check, ConsentGiven):
+                asked.setdefault(rule.check.person, []).append(intervention.id)
     return [
         {
             "person": person,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from referrals.case import Case
-from referrals.delivery import Envelope, Outgoing
 from referrals.directory import Agency, Directory, Place
 from referrals.eligibility import Assessment, assess, read_case
 from referrals.errors import AddressUnverified, CaseInvalid, NoAddress, ReferralBlocked
@@ -20,6 +19,7 @@ from referrals.rendering import Letter, letter_values, render
 if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    from referrals.delivery import Outgoing
     from referrals.settings import MailSettings
 
 LONGEST_MAILTO = 1_800
@@ -102,7 +102,7 @@ class Service:
             assessment=assessment,
             agency=agency,
             letter=render(self.templates, intervention.template, values),
-            acknowledge_by=today + timedelta(days=intervention.acknowledge_within_days),
+            acknowledge_by=intervention.acknowledge_by(today),
         )
 
     def draft(self, referral: Referral) -> bytes:
@@ -155,6 +155,8 @@ class Service:
         Raises:
             NoAddress, AddressUnverified: as for `check_address`.
         """
+        from referrals.delivery import Envelope, Outgoing
+
         recipient = self.check_address(referral, accept_unverified=accept_unverified)
         referrer = referral.case.referrer
         if self.mail.sender:

@@ -2,7 +2,7 @@
 
 1. the environment, `REFERRALS_RELAY_HOST` for `relay.host`;
 2. `.env` in the folder that one is in;
-3. the secrets folder that `REFERRALS_SECRETS` names: a file a setting, `relay_password` for example;
+3. the secrets folder that `REFERRALS_SECRETS` names: a file a setting, such as `relay_password`;
 4. `settings.toml` in the config folder (`REFERRALS_CONFIG`, else the shipped one);
 5. the defaults in `settings.py`.
 
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from referrals.errors import ConfigurationError, Problem
 from referrals.problems import problems_of
@@ -25,7 +25,7 @@ from referrals.settings import MailSettings, RelaySettings, Settings
 
 PREFIX = "REFERRALS_"
 DOTENV = Path(".env")
-_GROUPS = {"mail": MailSettings, "relay": RelaySettings}
+_GROUPS: Mapping[str, type[BaseModel]] = {"mail": MailSettings, "relay": RelaySettings}
 _SECRET_KEYS = ("relay.password",)
 
 
@@ -131,7 +131,7 @@ def _read_all() -> Settings:
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             folder = NestedSecretsSettingsSource(
-                settings_cls,
+                file_secret_settings,
                 secrets_dir=secrets,
                 secrets_dir_missing="ok",
                 secrets_prefix="",
@@ -158,7 +158,9 @@ def _from_file(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError([Problem(str(file), f"is not TOML: {error}.", "Mend it.")]) from None
+        raise ConfigurationError(
+            [Problem(str(file), f"is not TOML: {error}.", "Mend it.")]
+        ) from None
     except (OSError, UnicodeDecodeError):
         raise ConfigurationError(
             [Problem(str(file), "can't be read.", "Save it as UTF-8, readable by you.")]

@@ -7,7 +7,7 @@ and the HTML alike; and as typed, even if it looks like a template or like HTML.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from email import message_from_bytes
@@ -132,11 +132,12 @@ def _declared_tree(intervention: Intervention) -> dict[str, Any]:
 def _chains(tree: nodes.Template) -> Iterator[tuple[tuple[str, ...], int]]:
     """`people.victim.name` as a tuple, for each such chain on a name that is not local."""
     inner: set[int] = set()
-    for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
+    found: Iterable[nodes.Getattr | nodes.Getitem] = tree.find_all((nodes.Getattr, nodes.Getitem))
+    for node in found:
         chain = _chain(node)
         if chain and id(node) not in inner:
             yield chain, node.lineno
-        below = node.node
+        below: nodes.Node = node.node
         while isinstance(below, nodes.Getattr | nodes.Getitem):
             inner.add(id(below))
             below = below.node
@@ -290,7 +291,7 @@ def _check_canaries(
         yield from _leaks(intervention, case, letter, cage)
         yield from _missing(intervention, letter, page, cage)
         if hostile:
-            yield from _altered(intervention, letter, page, cage)
+            yield from _altered(intervention, letter, page)
     if structures[0] != structures[1]:
         yield Problem(
             f"templates/email/{intervention.template}/body.html.j2",
@@ -492,12 +493,10 @@ def unused(
     ]
 
 
-def _altered(
-    intervention: Intervention, letter: Letter, page: _Page, cage: _Cage
-) -> Iterator[Problem]:
+def _altered(intervention: Intervention, letter: Letter, page: _Page) -> Iterator[Problem]:
     """Hostile values must arrive as typed."""
     for part, content in (("body.txt.j2", letter.text), ("body.html.j2", page.text)):
-        if "qz" in content and "{{ 7*7 }} <script>alert(1)</script> & \"quoted\"" not in content:
+        if "qz" in content and '{{ 7*7 }} <script>alert(1)</script> & "quoted"' not in content:
             yield Problem(
                 f"templates/email/{intervention.template}/{part}",
                 "changes what was typed.",

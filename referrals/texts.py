@@ -10,7 +10,7 @@ import re
 from datetime import date, datetime, time
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 LINE_LENGTH = 300
@@ -18,7 +18,7 @@ TEXT_LENGTH = 20_000
 
 # C0 and C1 controls; TAB and LF are let through where lines are.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_LINE_BREAKS = re.compile(r"[\n\u2028\u2029]")
+_LINE_ENDS = re.compile(r"\r\n|[\r\u2028\u2029]")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 _UK_DATE = re.compile(r"(\d{2})/(\d{2})/(\d{4})", re.ASCII)
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
@@ -28,7 +28,7 @@ _MOMENT = re.compile(r"(\S+)[T ](\d{2}:\d{2})(?::00)?", re.ASCII)
 def fault(code: str, what: str, remedy: str) -> PydanticCustomError:
     """A problem with a value, in our words."""
     return PydanticCustomError(
-        code,  # type: ignore[arg-type]  # the stub wants a literal; any code of ours will do
+        code,
         "{what} {remedy}",
         {"what": what, "remedy": remedy},
     )
@@ -42,32 +42,32 @@ def as_text(value: Any) -> str:
     """
     if not isinstance(value, str):
         raise fault("text", "is not text.", "Write it in quotes.")
-    value = value.replace("\r\n", "\n").replace("\r", "\n").strip()
-    if _SURROGATES.search(value):
+    text = _LINE_ENDS.sub("\n", value).strip()
+    if _SURROGATES.search(text):
         raise fault(
             "characters",
             "holds half of a character (a lone surrogate), which can't be sent.",
             "Type that character again.",
         )
-    if _CONTROLS.search(value):
+    if _CONTROLS.search(text):
         raise fault(
             "characters",
             "holds a control character, which can't be sent.",
             "Type it again, or paste it as plain text.",
         )
-    if len(value) > TEXT_LENGTH:
+    if len(text) > TEXT_LENGTH:
         raise fault("too-long", "is too long.", f"Use {TEXT_LENGTH:,} characters at most.")
-    return value
+    return text
 
 
 def as_line(value: Any) -> str:
     """Text on one line."""
-    value = as_text(value)
-    if _LINE_BREAKS.search(value):
+    text = as_text(value)
+    if "\n" in text:
         raise fault("one-line", "has more than one line.", "Write it on one line.")
-    if len(value) > LINE_LENGTH:
+    if len(text) > LINE_LENGTH:
         raise fault("too-long", "is too long.", f"Use {LINE_LENGTH} characters at most.")
-    return value
+    return text
 
 
 def as_date(value: Any) -> date:
@@ -130,6 +130,10 @@ def check_email(value: str) -> str:
     return value
 
 
+def as_email(value: Any) -> str:
+    return check_email(as_line(value))
+
+
 def _is_address(value: str) -> bool:
     from email_validator import EmailNotValidError, validate_email
 
@@ -140,7 +144,15 @@ def _is_address(value: str) -> bool:
     return value.isascii()  # no relay here needs SMTPUTF8, and look-alikes stay out
 
 
-def check_words(value: str) -> str:
+def given_line(value: Any) -> str:
+    return _given(as_line(value))
+
+
+def given_text(value: Any) -> str:
+    return _given(as_text(value))
+
+
+def _given(value: str) -> str:
     if not value:
         raise fault("missing", "is empty.", "Fill it in.")
     return value
@@ -149,15 +161,16 @@ def check_words(value: str) -> str:
 _REFERENCE = re.compile(r"(?=.*\d)[A-Z0-9](?:[A-Z0-9/_.\-]{0,38}[A-Z0-9])?", re.ASCII)
 
 
-def check_reference(value: str) -> str:
+def as_reference(value: Any) -> str:
     """A case's own number. It goes into logs, so it can't be a name: it has a digit."""
-    if not _REFERENCE.fullmatch(value.upper()):
+    text = as_line(value).upper()
+    if not _REFERENCE.fullmatch(text):
         raise fault(
             "reference",
             "is not a case reference.",
             "Use 1 to 40 letters, digits, / . _ or -, with at least one digit; never a name.",
         )
-    return value.upper()
+    return text
 
 
 def split_list(value: Any) -> Any:
@@ -167,9 +180,9 @@ def split_list(value: Any) -> Any:
     return value
 
 
-Line = Annotated[str, BeforeValidator(as_line), AfterValidator(check_words)]
-Text = Annotated[str, BeforeValidator(as_text), AfterValidator(check_words)]
-Email = Annotated[str, BeforeValidator(as_line), AfterValidator(check_email)]
-Reference = Annotated[str, BeforeValidator(as_line), AfterValidator(check_reference)]
+Line = Annotated[str, BeforeValidator(given_line)]
+Text = Annotated[str, BeforeValidator(given_text)]
+Email = Annotated[str, BeforeValidator(as_email)]
+Reference = Annotated[str, BeforeValidator(as_reference)]
 YesNo = Annotated[bool, BeforeValidator(as_yes_no)]
 Day = Annotated[date, BeforeValidator(as_date)]

@@ -158,11 +158,12 @@ def new_command(intervention: tuple[str, ...], as_csv: bool, as_json: bool) -> N
 
 
 @click.command("schema")
-@click.argument(
-    "intervention", required=False, shell_complete=complete_intervention
-)
+@click.argument("intervention", required=False, shell_complete=complete_intervention)
 @json_option
-def schema_command(intervention: str | None, as_json: bool) -> None:
+def schema_command(
+    intervention: str | None,
+    as_json: bool,  # noqa: ARG001 - it is JSON either way
+) -> None:
     """Print the JSON Schema (2020-12) of a case; for one intervention, with what it needs.
 
     \b

@@ -104,7 +104,9 @@ def print_json(value: Any) -> None:
 
 def print_findings(findings: Iterable[Finding], indent: str = "  ") -> None:
     for finding in findings:
-        level = click.style(f"{finding.level:<6}", fg=_COLOURS[finding.level], bold=True)
+        awaited = finding.blocks and finding.missing
+        word, colour = ("needs", "yellow") if awaited else (finding.level, _COLOURS[finding.level])
+        level = click.style(f"{word:<6}", fg=colour, bold=True)
         overridden = " (set aside by a supervisor)" if finding.override else ""
         where = f" [{finding.where}]" if finding.where else ""
         click.echo(f"{indent}{level} {finding.code}  {finding.text}{overridden}{where}")
@@ -137,7 +139,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def complete_intervention(
-    ctx: click.Context, param: click.Parameter, incomplete: str
+    _ctx: click.Context, _param: click.Parameter, incomplete: str
 ) -> list[str]:
     """Names of interventions for the shell; silent if the configuration is broken."""
     from referrals.errors import ReferralsError

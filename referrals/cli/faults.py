@@ -35,18 +35,20 @@ def report(error: Exception, as_json: bool) -> int:
         if as_json:
             click.echo(json.dumps({"ok": False, "error": described(error)}, indent=2))
         else:
-            click.echo(click.style("Error: ", fg="red", bold=True, ) + str(error), err=True)
+            click.echo(click.style("Error: ", fg="red", bold=True) + str(error), err=True)
         return exit_code(error)
     if os.environ.get("_REFERRALS_TRACEBACK"):
         raise error
+    if isinstance(error, OSError):  # ours are translated where they arise: this is the output's
+        reason = os.strerror(error.errno) if error.errno else "the system says no"
+        click.echo(f"Error: the output could not be written: {reason}.", err=True)
+        return 1
     text = (
         f"This is a fault of ours ({type(error).__name__}). Nothing was submitted. Set "
         "_REFERRALS_TRACEBACK=1 for the details, which may hold personal data."
     )
     if as_json:
-        click.echo(
-            json.dumps({"ok": False, "error": {"code": "fault", "message": text}}, indent=2)
-        )
+        click.echo(json.dumps({"ok": False, "error": {"code": "fault", "message": text}}, indent=2))
     else:
         click.echo(click.style("Error: ", fg="red", bold=True) + text, err=True)
     return 1

@@ -62,12 +62,15 @@ def preview_command(
     referral = using.prepare(using.assess(found, place, intervention))
     link = using.mailto(referral)
     if as_json:
-        print_json(referral_json(referral) | {
-            "text": referral.letter.text,
-            "html": referral.letter.html,
-            "headers": _headers(using.draft(referral)),
-            "mailto": link,
-        })
+        print_json(
+            referral_json(referral)
+            | {
+                "text": referral.letter.text,
+                "html": referral.letter.html,
+                "headers": _headers(using.draft(referral)),
+                "mailto": link,
+            }
+        )
         return
     if mailto:
         if link is None:
@@ -85,7 +88,7 @@ def preview_command(
         case "html":
             click.echo(referral.letter.html, nl=False)
         case "eml":
-            click.get_binary_stream("stdout").write(using.draft(referral))
+            sys.stdout.buffer.write(using.draft(referral))
         case _:
             for name, value in _headers(using.draft(referral)).items():
                 click.echo(f"{click.style(name, bold=True)}: {value}")
@@ -177,7 +180,7 @@ def draft_command(
     referrals = [using.prepare(assessment) for assessment in chosen]
     contents = [using.draft(referral) for referral in referrals]
     if out == "-":
-        click.get_binary_stream("stdout").write(contents[0])
+        sys.stdout.buffer.write(contents[0])
         return
     folder = Path(out) if out else settings.outbox / "drafts"
     drafts, fault = _save(folder, referrals, contents, beside=beside)

@@ -108,7 +108,7 @@ def doctor_command(as_json: bool) -> None:
     )
 
     settings = read_settings()
-    shown = {key: value for key, value in _effective(settings)}
+    shown = dict(_effective(settings))
     shown["config"] = str(config_folder(settings))
     shown["templates"] = str(templates_folder(settings))
     faults, notes = _examined(settings)
@@ -191,7 +191,9 @@ def _folder_faults(outbox: Path) -> Iterator[Problem]:
     while not place.exists() and place != place.parent:
         place = place.parent
     if not os.access(place, os.W_OK | os.X_OK):
-        yield Problem(str(outbox), "can't be written to.", "Set REFERRALS_OUTBOX to another folder.")
+        yield Problem(
+            str(outbox), "can't be written to.", "Set REFERRALS_OUTBOX to another folder."
+        )
 
 
 def _open_secrets(folder: Path) -> Iterator[str]:
