@@ -71,6 +71,7 @@ $(VENV)/.run $(VENV)/.dev: $(VENV)/.%: requirements/%.txt
 # The checkout itself, installed in place, with no build environment fetched for it.
 $(VENV)/.run.ready $(VENV)/.dev.ready: $(VENV)/.%.ready: $(VENV)/.% pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@env -u PYTHONDONTWRITEBYTECODE $(PY) -m compileall -q referrals
 	@touch $@
 
 # A stamp made for another folder or another Python counts for nothing.

@@ -27,6 +27,15 @@ def _check_name(value: str) -> str:
     return value
 
 
+def _check_timezone(value: str) -> str:
+    try:
+        return ZoneInfo(value).key
+    except (KeyError, ValueError, OSError):
+        raise fault(
+            "timezone", "is not a time zone.", "Use a name such as Europe/London."
+        ) from None
+
+
 Id = Annotated[str, Field(pattern=_ID, max_length=60)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Title = Annotated[str, Field(min_length=1, max_length=120)]
@@ -57,7 +66,7 @@ class Region(_Entry):
 
     id: Id
     title: Title
-    timezone: Annotated[str, AfterValidator(lambda name: str(ZoneInfo(name)))] = "Europe/London"
+    timezone: Annotated[str, AfterValidator(_check_timezone)] = "Europe/London"
     areas: tuple[Area, ...] = Field(min_length=1)
 
 

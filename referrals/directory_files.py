@@ -418,4 +418,4 @@ class _Reader:
         self.problems.append(Problem(self._at(file, key), what, remedy, "configuration"))
 
 
-_FACTS = "See docs/configuration.md for the facts that there are."
+_FACTS = "Facts are named as in a case: people.victim.name, location.place, incidents.what."

@@ -31,7 +31,7 @@ NO_RELAY = Problem(
     "relay.host",
     "is not set, so nothing can be submitted; drafts work without it.",
     "Set REFERRALS_RELAY_HOST, and REFERRALS_RELAY_USERNAME and REFERRALS_RELAY_PASSWORD if it "
-    "wants a login; then try `referrals relay check`. See docs/relay.md.",
+    "wants a login; then try `referrals relay check`.",
     "no-relay",
 )
 
