@@ -250,7 +250,10 @@ class Case(CaseModel):
         return found
 
     def consent_of(self, role: str, intervention_id: str) -> Consent | None:
-        """The newest record of this person's answer on this intervention; a refusal wins a tie."""
+        """The newest record of this person's answer on this intervention; a refusal wins a tie.
+
+        A record that was withdrawn is as new as its withdrawal.
+        """
         records = [
             consent
             for consent in self.consents
@@ -263,7 +266,10 @@ class Case(CaseModel):
 
 
 def _newest(consent: Consent) -> tuple[date, bool]:
-    return (consent.on, not consent.given or consent.withdrawn_on is not None)
+    return (
+        consent.withdrawn_on or consent.on,
+        not consent.given or consent.withdrawn_on is not None,
+    )
 
 
 def age_on(day: date, born: date) -> int:

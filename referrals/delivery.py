@@ -31,7 +31,7 @@ class Envelope:
     Source: RFC 5321 §2.3.1.
     """
 
-    sender: str
+    sender: str = field(repr=False)  # as a rule the referrer's own address
     recipient: str
 
 

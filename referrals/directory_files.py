@@ -11,10 +11,11 @@ templates/email/<template>/{subject.txt.j2,body.txt.j2,body.html.j2}
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
@@ -24,12 +25,15 @@ from referrals.case import shared_facts
 from referrals.directory import Agency, Directory, Intervention, Question, QuestionType, Region
 from referrals.errors import ConfigurationError, InterventionUnknown, Problem
 from referrals.postcodes import PostcodeTable
-from referrals.problems import problems_of, unknown_key
-from referrals.rules import DistrictAmong, Level
+from referrals.problems import keys_of, problems_of, unknown_key
+from referrals.rules import DistrictAmong, Level, Rule
 
 TEMPLATE_PARTS = ("subject.txt.j2", "body.txt.j2", "body.html.j2")
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+# In a file, a check's values stand beside its name.
+_IN_CHECK = re.compile(r"(rules\.\d+)\.check\.[a-z-]+\.")
 
 
 def read_directory(config: Path, templates: Path) -> Directory:
@@ -69,6 +73,10 @@ class _Reader:
         self.interventions: dict[str, Intervention] = {}
         self.files: dict[str, Path] = {}
         self.extra_routes: list[tuple[Path, dict[str, Any]]] = []
+        self.added: dict[tuple[str, str], Path] = {}
+        """Where a route was added: file by intervention and place."""
+        self.faulty: set[str] = set()
+        """Regions, agencies and interventions that are there but can't be read."""
 
     def read(self) -> Directory:
         region_folders = sorted(path for path in self.config.glob("regions/*") if path.is_dir())
@@ -81,8 +89,7 @@ class _Reader:
             self._fault(self.config / "interventions", "", "holds no intervention.", "Add a file.")
         for file in files:
             self._read_intervention(file)
-        if all((self.regions, self.agencies, self.interventions)):
-            self._check_together()
+        self._check_together()
         if self.problems:
             raise ConfigurationError(self.problems)
         return Directory(self.regions, self.agencies, self.interventions, self.postcodes)
@@ -106,6 +113,8 @@ class _Reader:
                 self._named_as(region_file, region.id, folder.name)
                 self._unique(self.regions, region.id, region_file, "id", "A region")
                 self.regions[region.id] = region
+        if folder.name not in self.regions:
+            self.faulty.add(f"regions/{folder.name}")
         self._read_agencies(folder / "agencies.toml")
         self._read_postcodes(folder / "postcodes.bin", folder.name)
         if (folder / "routes.toml").exists():
@@ -128,6 +137,8 @@ class _Reader:
             if agency:
                 self._unique(self.agencies, agency.id, file, f"{prefix}.id", "An agency")
                 self.agencies[agency.id] = agency
+            elif isinstance(entry, dict):
+                self.faulty.add(f"agencies/{entry.get('id')}")
 
     def _read_postcodes(self, file: Path, region_id: str) -> None:
         try:
@@ -156,6 +167,7 @@ class _Reader:
     def _read_intervention(self, file: Path) -> None:
         intervention = self.load_intervention(file)
         if intervention is None:
+            self.faulty.add(f"interventions/{file.stem}")
             return
         self._named_as(file, intervention.id, file.stem)
         if intervention.id in self.interventions:
@@ -207,19 +219,28 @@ class _Reader:
     # All together
 
     def _check_together(self) -> None:
-        self._add_region_routes()
-        self._check_places()
+        places_known = bool(self.regions) and not any(
+            name.startswith("regions/") for name in self.faulty
+        )
+        if places_known and self.agencies:
+            self._add_region_routes()
+            self._check_places()
         codes: dict[str, str] = {}
         for intervention in self.interventions.values():
             file = self.files[intervention.id]
-            self._check_routes(intervention, file)
+            if places_known and self.agencies:
+                self._check_routes(intervention, file)
             self._check_facts(intervention, file)
             self._check_rules(intervention, file, codes)
+            if places_known:
+                self._check_rule_places(intervention, file)
 
     def _add_region_routes(self) -> None:
         for file, routes in self.extra_routes:
             for intervention_id, added in routes.items():
                 intervention = self.interventions.get(intervention_id)
+                if f"interventions/{intervention_id}" in self.faulty:
+                    continue
                 if intervention is None:
                     self.problems.append(
                         unknown_key(
@@ -236,10 +257,16 @@ class _Reader:
                         file, intervention_id, "is not a table of routes.", 'Write area = "agency".'
                     )
                     continue
-                for key in set(added) & set(intervention.routes):
-                    other = self._shown(self.files[intervention_id])
+                for key in added:
+                    if key not in intervention.routes:
+                        self.added[intervention_id, key] = file
+                        continue
+                    first = self.added.get((intervention_id, key), self.files[intervention_id])
                     self._fault(
-                        file, f"{intervention_id}.{key}", f"has a route in {other}.", "Keep one."
+                        file,
+                        f"{intervention_id}.{key}",
+                        f"has a route in {self._shown(first)}.",
+                        "Keep one.",
                     )
                 areas = {place.area.id for place in self._places() if place.area.id in added}
                 self.interventions[intervention_id] = intervention.model_copy(
@@ -285,6 +312,7 @@ class _Reader:
                 districts[place.area.id].add(place.district.id)
         if not intervention.areas:
             self._fault(file, "areas", "is empty.", f"Name some of: {', '.join(districts)}.")
+            return
         for number, area in enumerate(intervention.areas, 1):
             key = f"areas.{number}"
             if area not in districts:
@@ -301,18 +329,20 @@ class _Reader:
         claimed = set(intervention.areas)
         for area in claimed & set(districts):
             claimed |= districts[area]
-        for key, agency_id in intervention.routes.items():
-            if key not in claimed:
+        for place_id, agency_id in intervention.routes.items():
+            added_in = self.added.get((intervention.id, place_id))
+            key = f"{intervention.id if added_in else 'routes'}.{place_id}"
+            if place_id not in claimed:
                 self._fault(
-                    file,
-                    f"routes.{key}",
+                    added_in or file,
+                    key,
                     "is no area or district that areas claims.",
                     f"Claimed are: {', '.join(sorted(claimed))}.",
                 )
-            if agency_id not in self.agencies:
+            if agency_id not in self.agencies and f"agencies/{agency_id}" not in self.faulty:
                 self._fault(
-                    file,
-                    f"routes.{key}",
+                    added_in or file,
+                    key,
                     f"names an unknown agency, {agency_id}.",
                     f"Known agencies: {', '.join(sorted(self.agencies))}.",
                 )
@@ -332,7 +362,6 @@ class _Reader:
                 seen.add(path)
 
     def _check_rules(self, intervention: Intervention, file: Path, codes: dict[str, str]) -> None:
-        places = [p.id for place in self._places() for p in (place.area, place.district) if p]
         for number, rule in enumerate(intervention.rules, 1):
             key = f"rules.{number}"
             if rule.code in codes:
@@ -360,12 +389,17 @@ class _Reader:
                         f"{rule.code} depends on {name}, which may be left out.",
                         "Set required = true on that field.",
                     )
-            if isinstance(rule.check, DistrictAmong):
-                for place_id in (rule.check.area, *rule.check.districts):
-                    if place_id not in places:
-                        self.problems.append(
-                            unknown_key(self._at(file, f"{key}.districts"), place_id, places)
-                        )
+
+    def _check_rule_places(self, intervention: Intervention, file: Path) -> None:
+        places = [p.id for place in self._places() for p in (place.area, place.district) if p]
+        for number, rule in enumerate(intervention.rules, 1):
+            if not isinstance(rule.check, DistrictAmong):
+                continue
+            named = [("districts", district) for district in rule.check.districts]
+            for option, place_id in [("area", rule.check.area), *named]:
+                if place_id not in places:
+                    where = self._at(file, f"rules.{number}.{option}")
+                    self.problems.append(unknown_key(where, place_id, places))
 
     # Words
 
@@ -388,10 +422,10 @@ class _Reader:
         try:
             return model.model_validate(raw)
         except ValidationError as error:
-            known: dict[tuple[str, ...], list[str]] = {(): list(model.model_fields)}
-            for problem in problems_of(error, known):
+            for problem in problems_of(error, _known_keys(model)):
                 file = file_of(problem.where)
-                key = ".".join(part for part in (prefix, problem.where) if part)
+                where = _IN_CHECK.sub(r"\1.", problem.where)
+                key = f"{prefix}.{where}".removesuffix(".(the whole)") if prefix else where
                 self._fault(file, key, problem.what, problem.remedy)
             return None
 
@@ -416,6 +450,15 @@ class _Reader:
 
     def _fault(self, file: Path, key: str, what: str, remedy: str) -> None:
         self.problems.append(Problem(self._at(file, key), what, remedy, "configuration"))
+
+
+def _known_keys(model: type[BaseModel]) -> dict[tuple[str, ...], Sequence[str]]:
+    known = keys_of(model)
+    for check in get_args(Rule.model_fields["check"].annotation):
+        (name,) = get_args(check.model_fields["name"].annotation)
+        values = [value for value in check.model_fields if value != "name"]
+        known["rules", "check", name] = [*Rule.model_fields, *values]
+    return known
 
 
 _FACTS = "Facts are named as in a case: people.victim.name, location.place, incidents.what."

@@ -8,15 +8,16 @@ from datetime import date
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from referrals.answers import read_answers
-from referrals.case import Case, CaseModel, Location, Sensitivity, shared_facts
+from referrals.case import Case, Location, Sensitivity, shared_facts
 from referrals.directory import Agency, Directory, Intervention, Place
 from referrals.errors import CaseInvalid, Problem
-from referrals.problems import problems_of, unknown_key
+from referrals.problems import keys_of, problems_of, unknown_key
 from referrals.routing import locate
 from referrals.rules import Answer, Circumstances, Finding, Level
+from referrals.texts import split_list
 
 GENERAL_SOURCE = "shared rule of every intervention"
 
@@ -66,7 +67,7 @@ def read_case(raw: Mapping[str, Any], directory: Directory, today: date) -> tupl
     try:
         case = Case.model_validate(dict(raw), context={"today": today})
     except ValidationError as error:
-        problems += problems_of(error, _known_keys())
+        problems += problems_of(error, keys_of(Case))
     place, misplaced = _locate_raw(raw, directory)
     problems += misplaced
     problems += _unknown_interventions(raw, directory)
@@ -104,7 +105,8 @@ def _unknown_interventions(raw: Mapping[str, Any], directory: Directory) -> Iter
     consents = raw.get("consents")
     for number, consent in enumerate(consents if isinstance(consents, list) else (), 1):
         named = consent.get("interventions") if isinstance(consent, dict) else None
-        for key in named.split(";") if isinstance(named, str) else named or ():
+        listed = split_list(named)
+        for key in listed if isinstance(listed, list) else ():
             if isinstance(key, str) and key.strip() not in known:
                 yield unknown_key(f"consents.{number}.interventions", key, known)
     codes = sorted(
@@ -123,28 +125,6 @@ def _unknown_interventions(raw: Mapping[str, Any], directory: Directory) -> Iter
                 f"Those are: {', '.join(codes)}.",
                 "override",
             )
-
-
-def _known_keys() -> Mapping[tuple[str, ...], list[str]]:
-    known: dict[tuple[str, ...], list[str]] = {}
-    _collect_keys(Case, (), known)
-    return known
-
-
-def _collect_keys(
-    model: type[BaseModel], at: tuple[str, ...], known: dict[tuple[str, ...], list[str]]
-) -> None:
-    known[at] = list(model.model_fields)
-    for name, info in model.model_fields.items():
-        for part in _parts(info.annotation):
-            if isinstance(part, type) and issubclass(part, CaseModel):
-                _collect_keys(part, (*at, name), known)
-
-
-def _parts(annotation: Any) -> Iterator[Any]:
-    yield annotation
-    for part in getattr(annotation, "__args__", ()):
-        yield from _parts(part)
 
 
 def assess(
@@ -289,6 +269,8 @@ def _free_texts(
     told = set(intervention.facts)
     if case.location.place and told & {"location", "location.place"}:
         yield "location.place", case.location.place
+    if case.lawful_basis and told & {"lawful_basis", "lawful_basis.reason"}:
+        yield "lawful_basis.reason", case.lawful_basis.reason
     for number, incident in enumerate(case.incidents, 1):
         for name in ("what", "place"):
             text = getattr(incident, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from email.headerregistry import Address
 from email.message import EmailMessage, MIMEPart
@@ -25,9 +25,9 @@ _LONGEST_SUBJECT = 200
 class Sender:
     """From, and where replies go if not there."""
 
-    name: str
-    address: str
-    reply_to: str | None = None
+    name: str = field(repr=False)
+    address: str = field(repr=False)
+    reply_to: str | None = field(default=None, repr=False)
 
 
 def compose_draft(letter: Letter, sender: Sender, recipient: str | None, marking: str) -> bytes:

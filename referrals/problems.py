@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from referrals.errors import Problem
 
@@ -67,6 +67,24 @@ def unknown_key(where: str, key: object, known: Sequence[str]) -> Problem:
     return Problem(where, "is not known.", remedy, "unknown")
 
 
+def keys_of(
+    model: type[BaseModel], at: tuple[str, ...] = ()
+) -> dict[tuple[str, ...], Sequence[str]]:
+    """The keys that a model and those within it may hold, for `problems_of`."""
+    known: dict[tuple[str, ...], Sequence[str]] = {at: list(model.model_fields)}
+    for name, info in model.model_fields.items():
+        for part in _parts(info.annotation):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                known |= keys_of(part, (*at, name))
+    return known
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _parts(part)
+
+
 def problems_of(
     error: ValidationError, known: Mapping[tuple[str, ...], Sequence[str]] | None = None
 ) -> Iterator[Problem]:
@@ -74,8 +92,13 @@ def problems_of(
 
     `known` gives the keys that a place may hold, by its names without list positions.
     """
-    for entry in error.errors(include_url=False, include_input=False, include_context=True):
+    entries = error.errors(include_url=False, include_input=False, include_context=True)
+    for entry in entries:
         parts = entry["loc"]
+        if entry["type"] == "too_short" and any(
+            other["loc"][: len(parts)] == parts for other in entries if other is not entry
+        ):
+            continue  # only because what it holds is wrong, which is said
         where = path_of(parts) or "(the whole)"
         kind = entry["type"]
         context: Mapping[str, Any] = entry.get("ctx", {})

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from referrals.case import Case, Override, Role, age_on
+from referrals.case import Basis, Case, Override, Role, age_on
 from referrals.texts import as_date
 
 Answer = str | bool | int | date | datetime | tuple[str, ...]
@@ -125,7 +125,7 @@ class ConsentGiven(_Check):
     """Bites unless this person agreed to this intervention, and has not taken it back.
 
     `unless_answer` names a question whose answer may stand instead; `unless_lawful_basis` lets
-    the recorded lawful basis stand instead.
+    the recorded lawful basis stand instead, if that basis is not itself consent.
     """
 
     name: Literal["consent-given"]
@@ -143,7 +143,8 @@ class ConsentGiven(_Check):
             return
         if self.unless_answer and seen.answers.get(self.unless_answer):
             return
-        if self.unless_lawful_basis and seen.case.lawful_basis:
+        basis = seen.case.lawful_basis
+        if self.unless_lawful_basis and basis and basis.basis is not Basis.CONSENT:
             return
         if consent is None:
             state = "No answer of theirs is recorded for this intervention."
@@ -434,8 +435,9 @@ class Rule(BaseModel):
         """In a file, the check's values stand beside its name."""
         if not isinstance(raw, dict) or not isinstance(raw.get("check"), str):
             return raw
-        own = {key: raw[key] for key in raw if key in cls.model_fields}
-        values = {key: raw[key] for key in raw if key not in cls.model_fields}
+        known = {*cls.model_fields, "name"}  # `name` is ours: in a file it is a stranger
+        own = {key: raw[key] for key in raw if key in known}
+        values = {key: raw[key] for key in raw if key not in known}
         return own | {"check": values | {"name": raw["check"]}}
 
     def findings(self, seen: Circumstances) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -72,7 +73,7 @@ def read_settings() -> Settings:
     try:
         return Settings.model_validate(_from_file(file))
     except ValidationError as error:
-        raise ConfigurationError(list(_placed(error, file, {}))) from None
+        raise ConfigurationError(list(_placed(error, file))) from None
 
 
 def settings_file(dotenv: Mapping[str, str | None]) -> Path:
@@ -84,6 +85,7 @@ def _read_all() -> Settings:
     from dotenv import dotenv_values
     from pydantic_settings import (
         BaseSettings,
+        EnvSettingsSource,
         InitSettingsSource,
         NestedSecretsSettingsSource,
         PydanticBaseSettingsSource,
@@ -115,7 +117,6 @@ def _read_all() -> Settings:
             env_nested_delimiter="_",
             env_nested_max_split=1,
             env_ignore_empty=True,
-            env_file=DOTENV,
             extra="forbid",
             frozen=True,
             hide_input_in_errors=True,
@@ -138,18 +139,38 @@ def _read_all() -> Settings:
                 secrets_nested_delimiter="_",
             )
             toml = InitSettingsSource(settings_cls, from_file)
-            return env_settings, dotenv_settings, folder, toml
+            environment = EnvSettingsSource(settings_cls)
+            environment.env_vars = _ours(os.environ)
+            of_dotenv = EnvSettingsSource(settings_cls)
+            of_dotenv.env_vars = _ours(dotenv)
+            return environment, of_dotenv, folder, toml
 
     try:
         return AllSources()
     except ValidationError as error:
-        raise ConfigurationError(list(_placed(error, file, dotenv))) from None
+        raise ConfigurationError(list(_placed(error, file, dotenv, secrets))) from None
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(
+            [Problem(str(secrets), "holds a file that can't be read.", "Save it as UTF-8.")]
+        ) from None
     except SettingsError:
         # A variable for a whole group, REFERRALS_RELAY={...}: its text may hold a password.
         groups = " and ".join(variable_of(group) for group in _GROUPS)
         raise ConfigurationError(
             [Problem(groups, "can't be given as a whole.", "Give one variable a setting.")]
         ) from None
+
+
+def _ours(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Those that are set and have our prefix, as pydantic-settings wants them: in lower case.
+
+    Others may stand in a `.env` too, and in lower case they are not ours.
+    """
+    return {
+        name.lower(): value
+        for name, value in variables.items()
+        if value and name.startswith(PREFIX)
+    }
 
 
 def _from_file(file: Path) -> dict[str, Any]:
@@ -194,13 +215,19 @@ def _strangers(names: tuple[str, ...]) -> Iterator[Problem]:
     known = [variable_of(key) for key in setting_keys()]
     for name in dict.fromkeys(names):
         if name.startswith(PREFIX) and name not in known:
-            close = get_close_matches(name, known, 1)
-            remedy = f"Did you mean {close[0]}?" if close else "See `referrals doctor --help`."
+            known_ends = [variable.removeprefix(PREFIX) for variable in known]
+            close = get_close_matches(name.removeprefix(PREFIX), known_ends, 1)
+            remedy = (
+                f"Did you mean {PREFIX}{close[0]}?" if close else "See `referrals doctor --help`."
+            )
             yield Problem(name, "is not a setting.", remedy, "unknown")
 
 
 def _placed(
-    error: ValidationError, file: Path, dotenv: Mapping[str, str | None]
+    error: ValidationError,
+    file: Path,
+    dotenv: Mapping[str, str | None] = MappingProxyType({}),
+    secrets: Path | None = None,
 ) -> Iterator[Problem]:
     known: dict[tuple[str, ...], list[str]] = {(): list(Settings.model_fields)}
     known |= {(group,): list(model.model_fields) for group, model in _GROUPS.items()}
@@ -210,6 +237,8 @@ def _placed(
             where = variable
         elif variable in dotenv:
             where = f"{DOTENV}: {variable}"
+        elif secrets and (secrets / problem.where.replace(".", "_")).is_file():
+            where = str(secrets / problem.where.replace(".", "_"))
         else:
             where = f"{file}: {problem.where}"
         yield Problem(where, problem.what, problem.remedy, problem.code)

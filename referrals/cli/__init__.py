@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -55,6 +57,9 @@ Exit codes:
   9   failed: the relay will not take this message
   10  uncertain: the link broke before the relay's last word
   11  the relay refused us: login, certificate or TLS"""
+
+
+_READER_GONE = 141  # as any command in a pipe whose reader has left: 128 and SIGPIPE
 
 
 class _Commands(click.Group):
@@ -118,12 +123,19 @@ def cli() -> None:
     """
 
 
+def wants_colour() -> bool | None:
+    """False if NO_COLOR says so; None leaves it to whether somebody is looking."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; every error becomes one clear message and an exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     as_json = "--json" in arguments
     try:
-        code = cli.main(arguments, prog_name="referrals", standalone_mode=False)
+        code = cli.main(
+            arguments, prog_name="referrals", standalone_mode=False, color=wants_colour()
+        )
     except click.exceptions.Abort:
         click.echo("Stopped.", err=True)
         return 130
@@ -133,8 +145,12 @@ def main(argv: list[str] | None = None) -> int:
         else:
             error.show()
         return error.exit_code
+    except SystemExit as error:
+        # Click leaves in this way after completing a word for a shell, and when it meets EPIPE.
+        completed = "_REFERRALS_COMPLETE" in os.environ and isinstance(error.code, int)
+        return int(error.code or 0) if completed else _READER_GONE
     except BrokenPipeError:
-        raise
+        return _READER_GONE
     except Exception as error:
         from referrals.cli.faults import report
 
@@ -149,16 +165,29 @@ def run() -> NoReturn:
     `draft` takes; and a full disk or a closed pipe is noticed here rather than never.
     """
     gc.disable()  # a command lives too briefly to gain by it; `sink` switches it on again
+    _open_what_is_closed()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that can't show a letter
     try:
         code = main()
         sys.stdout.flush()
     except BrokenPipeError:
-        code = 141  # whoever read our output has gone, as with any command in a pipe
+        code = _READER_GONE
     except OSError as error:
         code = 1
-        click.echo(f"Error: the output could not be written: {error.strerror}.", err=True)
-    sys.stderr.flush()
+        with suppress(OSError):
+            click.echo(f"Error: the output could not be written: {error.strerror}.", err=True)
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(code)
+
+
+def _open_what_is_closed() -> None:
+    """Somebody's `>&-` leaves None, and the number free for the next file: a draft, perhaps."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _say_json(code: str, message: str) -> None:

@@ -105,7 +105,11 @@ def print_json(value: Any) -> None:
 def print_findings(findings: Iterable[Finding], indent: str = "  ") -> None:
     for finding in findings:
         awaited = finding.blocks and finding.missing
-        word, colour = ("needs", "yellow") if awaited else (finding.level, _COLOURS[finding.level])
+        word, colour = str(finding.level), _COLOURS[finding.level]
+        if awaited:
+            word, colour = "needs", "yellow"
+        elif finding.override:
+            word, colour = "aside", "yellow"
         level = click.style(f"{word:<6}", fg=colour, bold=True)
         overridden = " (set aside by a supervisor)" if finding.override else ""
         where = f" [{finding.where}]" if finding.where else ""

@@ -30,28 +30,37 @@ def exit_code(error: errors.ReferralsError) -> int:
 
 
 def report(error: Exception, as_json: bool) -> int:
-    """Say what went wrong; the traceback of a bug is shown only if REFERRALS_TRACEBACK is set."""
+    """Say what went wrong, on standard error or as JSON on standard output.
+
+    The traceback of a bug, which may hold personal data, is shown only if somebody asks for it
+    with _REFERRALS_TRACEBACK.
+    """
     if isinstance(error, errors.ReferralsError):
-        if as_json:
-            click.echo(json.dumps({"ok": False, "error": described(error)}, indent=2))
-        else:
-            click.echo(click.style("Error: ", fg="red", bold=True) + str(error), err=True)
+        _say(described(error), as_json)
         return exit_code(error)
     if os.environ.get("_REFERRALS_TRACEBACK"):
         raise error
     if isinstance(error, OSError):  # ours are translated where they arise: this is the output's
         reason = os.strerror(error.errno) if error.errno else "the system says no"
-        click.echo(f"Error: the output could not be written: {reason}.", err=True)
+        _say({"code": "output", "message": f"The output could not be written: {reason}."}, False)
         return 1
     text = (
-        f"This is a fault of ours ({type(error).__name__}). Nothing was submitted. Set "
-        "_REFERRALS_TRACEBACK=1 for the details, which may hold personal data."
+        f"This is a fault of ours ({type(error).__name__}). A draft is whole or not there; if you "
+        "were submitting, treat it as uncertain and ask before you try again. "
+        "_REFERRALS_TRACEBACK=1 shows details, which may hold personal data."
     )
-    if as_json:
-        click.echo(json.dumps({"ok": False, "error": {"code": "fault", "message": text}}, indent=2))
-    else:
-        click.echo(click.style("Error: ", fg="red", bold=True) + text, err=True)
+    _say({"code": "fault", "message": text}, as_json)
     return 1
+
+
+def _say(described_error: dict[str, Any], as_json: bool) -> None:
+    from referrals.cli import wants_colour
+
+    if as_json:
+        click.echo(json.dumps({"ok": False, "error": described_error}, indent=2))
+    else:
+        text = click.style("Error: ", fg="red", bold=True) + described_error["message"]
+        click.echo(text, err=True, color=wants_colour())
 
 
 def described(error: errors.ReferralsError) -> dict[str, Any]:

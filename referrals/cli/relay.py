@@ -21,7 +21,7 @@ from referrals.cli.common import (
     read_case_file,
 )
 from referrals.cli.letters import referral_json
-from referrals.errors import ConfigurationError, Problem
+from referrals.errors import ConfigurationError, DeliveryUncertain, Problem
 from referrals.settings import RelaySettings
 
 if TYPE_CHECKING:
@@ -116,7 +116,14 @@ def send_command(
     outgoing = using.outgoing(
         referral, token=secrets.token_hex(8), accept_unverified=accept_unverified
     )
-    receipt = asyncio.run(build_transport(relay).deliver(outgoing))
+    try:
+        receipt = asyncio.run(build_transport(relay).deliver(outgoing))
+    except KeyboardInterrupt:
+        raise DeliveryUncertain(
+            f"Stopped while {referral.reference} was being submitted: {relay.name} may have it or "
+            "not. Ask who runs the relay, or the agency, before you try again.",
+            stage="content",
+        ) from None
     if as_json:
         print_json(
             referral_json(referral)
@@ -178,7 +185,7 @@ def _report_lines(report: Any) -> list[tuple[str, str]]:
 @click.option(
     "--keep",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep what arrives as .eml files in this folder.",
+    help="Folder for what arrives, as .eml files. [default: outbox/sink]",
 )
 @click.option(
     "--tls", type=click.Choice(["none", "starttls", "tls"]), default="none", show_default=True
@@ -196,7 +203,7 @@ def sink_command(
     username: str | None,
     quiet: bool,
 ) -> None:
-    """Run a relay on this machine that prints what arrives and passes nothing on.
+    """Run a relay on this machine that prints and keeps what arrives and passes nothing on.
 
     \b
     Example, in two terminals:
@@ -210,6 +217,7 @@ def sink_command(
 
     from pydantic import SecretStr
 
+    from referrals.settings_sources import read_settings
     from referrals.sink import CertificatePair, Sink
 
     if (certificate is None) != (key is None):
@@ -223,7 +231,7 @@ def sink_command(
     async def run() -> None:
         sink = Sink(
             port=port,
-            keep=keep,
+            keep=keep or read_settings().outbox / "sink",
             tls=tls,  # type: ignore[arg-type]  # click has checked the choice
             certificate=pair,
             login=login,
