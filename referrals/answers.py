@@ -136,4 +136,4 @@ def _strangers(intervention: Intervention, raw: Mapping[str, Any], place: str) -
     known = [question.name for question in intervention.fields]
     for key in raw:
         if key not in known:
-            yield unknown_key(f"{place}.{path_of([key])}", key, known)
+            yield unknown_key(f"{place}.{path_of([key])}", key, known, private=True)

@@ -18,6 +18,7 @@ from referrals.service import Service
 from referrals.settings_sources import config_folder, templates_folder
 
 if TYPE_CHECKING:
+    from referrals.outboxes.sqlite import SqliteOutbox
     from referrals.ports import Transport
     from referrals.settings import RelaySettings, Settings
 
@@ -32,6 +33,23 @@ def build_service(settings: Settings) -> Service:
     directory = read_directory(config_folder(settings), templates)
     letters = environment(templates, CompiledTemplates.of_user())
     return Service(directory, letters, settings.mail, now)
+
+
+def open_outbox(settings: Settings) -> SqliteOutbox:
+    """The queue, opened; close it, or use it as a context manager.
+
+    Raises:
+        OutboxUnusable: the system or SQLite says no.
+    """
+    import getpass
+
+    from referrals.outboxes.sqlite import SqliteOutbox
+
+    try:
+        actor = getpass.getuser()
+    except (KeyError, OSError):
+        actor = f"uid {os.getuid()}"
+    return SqliteOutbox.open(settings.outbox / "outbox.sqlite3", actor)
 
 
 class CompiledTemplates(FileSystemBytecodeCache):

@@ -101,6 +101,8 @@ def parse_csv(text: str, name: str) -> Iterator[dict[str, Any]]:
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [cell.strip() for cell in next(rows, [])]
+        while header and not header[-1]:
+            header.pop()  # Excel leaves a separator behind what was deleted
         _check_header(header, name)
         for number, row in enumerate(rows, 2):
             if not any(cell.strip() for cell in row):
@@ -138,7 +140,7 @@ def _check_header(header: list[str], name: str) -> None:
 
 def _is_part(part: str) -> bool:
     if part.isascii() and part.isdigit():
-        return 1 <= int(part[:6]) <= _MOST_ITEMS
+        return part[0] != "0" and int(part[:6]) <= _MOST_ITEMS
     return is_safe_key(part)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 
 class DeliveryStatus(StrEnum):
@@ -44,7 +47,25 @@ class Outgoing:
     content: bytes = field(repr=False)
 
 
-_ENHANCED = re.compile(r"\s*([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)")
+@dataclass(frozen=True)
+class Submission:
+    """A referral to be queued: the finished message, and what the audit says of it.
+
+    `content_key` is the same for the same case, intervention and facts, whatever the day.
+    `detail` holds names, codes and dates, never a value of the case.
+    """
+
+    content_key: str
+    case_reference: str
+    intervention: str
+    agency: str
+    message_id: str
+    acknowledge_by: date
+    outgoing: Outgoing
+    detail: Mapping[str, Any]
+
+
+_ENHANCED = re.compile(r"^\s*([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)")
 
 
 @dataclass(frozen=True)
@@ -76,3 +97,33 @@ class Receipt:
     status: DeliveryStatus
     relay: str
     reply: Reply
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long to wait between attempts, and when to stop."""
+
+    first_wait: timedelta = timedelta(minutes=1)
+    longest_wait: timedelta = timedelta(hours=4)
+    give_up_after: timedelta = timedelta(days=4)
+
+
+def next_attempt(
+    failures: int, queued_at: datetime, now: datetime, policy: RetryPolicy, jitter: float = 0.0
+) -> datetime | None:
+    """When to try a delayed message again; None means stop trying.
+
+    The wait doubles from `policy.first_wait` up to `policy.longest_wait`, and then varies, so that
+    what failed together is not tried together.
+
+    Args:
+        failures: transient failures so far, 1 or more.
+        now: timezone-aware, as is `queued_at`; the caller owns the clock.
+        jitter: -1.0 to 1.0, which is a fifth shorter to a fifth longer.
+
+    Source: RFC 5321 §4.5.4.1, sending strategy.
+    """
+    doubled = policy.first_wait * 2 ** min(failures - 1, 30)
+    wait = min(doubled, policy.longest_wait) * (1 + 0.2 * jitter)
+    due = now + wait
+    return due if due - queued_at <= policy.give_up_after else None

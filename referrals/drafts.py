@@ -12,7 +12,9 @@ from pathlib import Path
 from referrals.errors import DraftChanged, DraftUnwritable
 
 _STALE_AFTER_S = 3600.0
+_MOST_TRIES = 100
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP}  # some network file systems sync files only
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,22 @@ def save_draft(folder: Path, name: str, content: bytes, *, beside: bool = False)
     try:
         _make_folder(folder)
         _sweep(folder)
-        path = _place(folder, name, content, beside)
-        if path.exists():
-            return Draft(path, written=False)
-        _write(path, content)
+        for _ in range(_MOST_TRIES):
+            path, there = _place(folder, name, content, beside)
+            if there:
+                return Draft(path, written=False)
+            try:
+                _write(path, content)
+            except FileExistsError:
+                continue  # somebody else took the name just now: look at what they wrote
+            return Draft(path, written=True)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "the system says no"
         raise DraftUnwritable(
             f"The draft could not be saved in {folder}: {reason}. Nothing was left there. Free "
             "some room or choose another folder with --out."
         ) from None
-    return Draft(path, written=True)
 
 
 def _make_folder(folder: Path) -> None:
@@ -58,13 +65,13 @@ def _make_folder(folder: Path) -> None:
         parent.mkdir(mode=0o700, exist_ok=True)
 
 
-def _place(folder: Path, name: str, content: bytes, beside: bool) -> Path:
-    """Where to write; or where the same bytes are already."""
+def _place(folder: Path, name: str, content: bytes, beside: bool) -> tuple[Path, bool]:
+    """Where to write; or where the same bytes are already, which the second value says."""
     path = folder / name
     number = 2
     while path.exists() or path.is_symlink():
         if path.is_file() and path.read_bytes() == content:
-            return path
+            return path, True
         if not beside:
             raise DraftChanged(
                 f"{path} is there already and differs: it was edited, or the case or the day has "
@@ -73,7 +80,7 @@ def _place(folder: Path, name: str, content: bytes, beside: bool) -> Path:
             )
         path = folder / f"{Path(name).stem}-{number}.eml"
         number += 1
-    return path
+    return path, False
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -87,17 +94,21 @@ def _write(path: Path, content: bytes) -> None:
         _name(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    try:
+        _sync_folder(path.parent)
+    except OSError:
+        path.unlink(missing_ok=True)  # it might not last, and we say that nothing was left
+        raise
 
 
 def _name(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        raise DraftChanged(f"{path} was made by somebody else just now. Try again.") from None
     except OSError as error:
-        if error.errno not in _NO_LINKS or path.exists():
+        if error.errno not in _NO_LINKS:
             raise
+        if path.exists() or path.is_symlink():
+            raise FileExistsError from None
         temporary.rename(path)  # a file system without links, such as a memory stick's
 
 
@@ -105,6 +116,9 @@ def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(handle)
 

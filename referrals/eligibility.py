@@ -14,7 +14,7 @@ from referrals.answers import read_answers
 from referrals.case import Case, Location, Sensitivity, shared_facts
 from referrals.directory import Agency, Directory, Intervention, Place
 from referrals.errors import CaseInvalid, Problem
-from referrals.problems import keys_of, problems_of, unknown_key
+from referrals.problems import keys_of, path_of, problems_of, unknown_key
 from referrals.routing import locate
 from referrals.rules import Answer, Circumstances, Finding, Level
 from referrals.texts import split_list
@@ -67,7 +67,7 @@ def read_case(raw: Mapping[str, Any], directory: Directory, today: date) -> tupl
     try:
         case = Case.model_validate(dict(raw), context={"today": today})
     except ValidationError as error:
-        problems += problems_of(error, keys_of(Case))
+        problems += problems_of(error, keys_of(Case), private=True)
     place, misplaced = _locate_raw(raw, directory)
     problems += misplaced
     problems += _unknown_interventions(raw, directory)
@@ -79,8 +79,12 @@ def read_case(raw: Mapping[str, Any], directory: Directory, today: date) -> tupl
 
 
 def _locate_raw(raw: Mapping[str, Any], directory: Directory) -> tuple[Place | None, list[Problem]]:
+    given = raw.get("location")
+    if not isinstance(given, dict):
+        return None, []  # the whole case's check has said it
+    known = {key: value for key, value in given.items() if key in Location.model_fields}
     try:
-        location = Location.model_validate(raw.get("location"))
+        location = Location.model_validate(known)
     except ValidationError:
         return None, []  # the whole case's check has said it
     return locate(location, directory)
@@ -101,7 +105,7 @@ def _unknown_interventions(raw: Mapping[str, Any], directory: Directory) -> Iter
     answers = raw.get("answers")
     for key in answers if isinstance(answers, dict) else ():
         if key not in known:
-            yield unknown_key("answers", key, known)
+            yield unknown_key(f"answers.{path_of([key])}", key, known, private=True)
     consents = raw.get("consents")
     for number, consent in enumerate(consents if isinstance(consents, list) else (), 1):
         named = consent.get("interventions") if isinstance(consent, dict) else None

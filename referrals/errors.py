@@ -13,6 +13,11 @@
       DraftError           a drafts folder says no
         DraftChanged         a draft is there that somebody changed
         DraftUnwritable      disk full, read-only, no permission
+      OutboxError          the queue says no
+        OutboxUnusable       disk full, read-only, locked, or not an outbox
+        NotInOutbox          no such referral
+        NotPossibleNow       its status does not allow it
+        LeaseLost            another process has taken the message over
       MessageRefused       a header value that holds CR, LF or NUL, and the like
       DeliveryError        the relay did not take the message; .reply, .stage
         TransientDeliveryError  4yz and network faults: worth trying again
@@ -177,3 +182,23 @@ class DeliveryUncertain(DeliveryError):
 
 class RelayRefused(DeliveryError):
     code = "relay-refused"
+
+
+class OutboxError(ReferralsError):
+    code = "outbox"
+
+
+class OutboxUnusable(OutboxError):
+    code = "outbox-unusable"
+
+
+class NotInOutbox(OutboxError):
+    code = "not-in-outbox"
+
+
+class NotPossibleNow(OutboxError):
+    code = "not-possible-now"
+
+
+class LeaseLost(OutboxError):
+    code = "lease-lost"

@@ -8,17 +8,44 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from email.headerregistry import Address
 from email.message import EmailMessage, MIMEPart
-from email.policy import SMTP
+from email.policy import EmailPolicy
 from email.utils import format_datetime
+from typing import Any
 
 from referrals.errors import MessageRefused
 from referrals.rendering import Letter
+from referrals.texts import NONCHARACTERS
 
-# 76: the longest line of quoted-printable (RFC 2045 §6.7); header lines may have 78.
-POLICY = SMTP.clone(max_line_length=76)
+# The longest line of quoted-printable (RFC 2045 §6.7); header lines may have 78.
+_LINE_LENGTH = 76
 
-_FORBIDDEN = re.compile(r"[\x00\r\n]")
-_LONGEST_SUBJECT = 200
+
+class _Policy(EmailPolicy):
+    """Folds a subject between words.
+
+    The library would move one that is too long for a line to the next as a whole, and leave the
+    first empty: some programs then show it with a space before it, or not at all.
+    """
+
+    def fold_binary(self, name: str, value: Any) -> bytes:
+        if name != "Subject":
+            return super().fold_binary(name, value)
+        first, *words = str(value).split()
+        lines = [f"{name}: {first}"]
+        for word in words:
+            if len(lines[-1]) + 1 + len(word) > _LINE_LENGTH:
+                lines.append("")
+            lines[-1] += f" {word}"
+        return "".join(f"{line}\r\n" for line in lines).encode("ascii")
+
+
+POLICY = _Policy(linesep="\r\n", max_line_length=_LINE_LENGTH)
+
+# Controls but TAB, and halves of characters. `=?` opens an encoded word (RFC 2047), which would be
+# read as something that nobody typed.
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]|=\?")
+_NOT_PLAIN = re.compile(r"[\s,;:<>()\[\]\\\"]")
+LONGEST_SUBJECT = 200
 
 
 @dataclass(frozen=True)
@@ -73,11 +100,13 @@ def compose_outgoing(
 
 def _compose(letter: Letter, sender: Sender, recipient: str | None, marking: str) -> EmailMessage:
     subject = _header("Subject", letter.subject)
+    if not subject.strip():
+        raise MessageRefused("The subject is empty. Mend the template.")
     if marking:
         subject = f"{_header('marking', marking)}: {subject}"
-    if not subject.isascii() or not subject.isprintable() or len(subject) > _LONGEST_SUBJECT:
+    if not subject.isascii() or not subject.isprintable() or len(subject) > LONGEST_SUBJECT:
         raise MessageRefused(
-            f"The subject must be printable ASCII of at most {_LONGEST_SUBJECT} characters: mail "
+            f"The subject must be printable ASCII of at most {LONGEST_SUBJECT} characters: mail "
             "clients show others wrongly. Mend the template."
         )
     message = EmailMessage(policy=POLICY)
@@ -102,6 +131,10 @@ def _compose(letter: Letter, sender: Sender, recipient: str | None, marking: str
 def _part(subtype: str, content: str) -> MIMEPart:
     if "\x00" in content:
         raise MessageRefused("The text holds a NUL character, which can't be sent.")
+    if NONCHARACTERS.search(content):
+        raise MessageRefused(
+            "The text holds a code point that is no character, which can't be sent."
+        )
     part = MIMEPart(policy=POLICY)
     try:
         part.set_content(content, subtype=subtype, charset="utf-8", cte="quoted-printable")
@@ -115,7 +148,10 @@ def _part(subtype: str, content: str) -> MIMEPart:
 
 def _header(name: str, value: str) -> str:
     if _FORBIDDEN.search(value):
-        raise MessageRefused(f"{name} may not hold a line break or NUL.")
+        raise MessageRefused(
+            f"{name} may not hold a line break or another control character, half of a character, "
+            "or =?."
+        )
     return value
 
 
@@ -128,8 +164,9 @@ def _mailbox(name: str, address: str, display_name: str = "") -> Address:
         not at
         or not local
         or not domain
+        or "@" in local
         or not address.isascii()
-        or re.search(r"[\s,;<>\"]", address)
+        or _NOT_PLAIN.search(address)
     ):
         raise MessageRefused(f"{name} needs one plain address, name@domain.")
     try:

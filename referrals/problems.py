@@ -22,6 +22,8 @@ _WORDS = {
     "too_short": ("is too short.", "Give {min_length} or more."),
     "too_long": ("is too long.", "Give {max_length} at most."),
     "string_type": ("is not text.", "Write it in quotes."),
+    "string_unicode": ("is not text that can be sent.", "Type it again."),
+    "invalid_key": ("holds a key that is not text.", "Take that key out."),
     "string_too_short": ("is too short.", "Use {min_length} characters or more."),
     "string_too_long": ("is too long.", "Use {max_length} characters at most."),
     "string_pattern_mismatch": ("has not the right form.", "It must match {pattern}."),
@@ -56,11 +58,19 @@ def path_of(parts: Sequence[object]) -> str:
     return ".".join(shown)
 
 
-def unknown_key(where: str, key: object, known: Sequence[str]) -> Problem:
-    """A key that there is not, with the nearest that there is."""
+def unknown_key(where: str, key: object, known: Sequence[str], *, private: bool = False) -> Problem:
+    """A key that there is not, with the nearest that there is.
+
+    Args:
+        where: the key's path, its own name last.
+        private: it is from a case, where somebody's name may have been typed as a key: it is
+            shown only if it is nearly one of ours.
+    """
     from difflib import get_close_matches
 
     close = get_close_matches(key, known, 1) if isinstance(key, str) else []
+    if private and not close:
+        where = ".".join([*where.split(".")[:-1], "(a key)"])
     remedy = f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(known)}."
     if not known:
         remedy = "Remove it."
@@ -86,11 +96,15 @@ def _parts(annotation: Any) -> Iterator[Any]:
 
 
 def problems_of(
-    error: ValidationError, known: Mapping[tuple[str, ...], Sequence[str]] | None = None
+    error: ValidationError,
+    known: Mapping[tuple[str, ...], Sequence[str]] | None = None,
+    *,
+    private: bool = False,
 ) -> Iterator[Problem]:
     """One problem for each of pydantic's errors.
 
-    `known` gives the keys that a place may hold, by its names without list positions.
+    `known` gives the keys that a place may hold, by its names without list positions; `private`
+    is as for `unknown_key`.
     """
     entries = error.errors(include_url=False, include_input=False, include_context=True)
     for entry in entries:
@@ -106,7 +120,7 @@ def problems_of(
             yield Problem(where, context["what"], context["remedy"], kind)
         elif kind == "extra_forbidden":
             at = tuple(str(part) for part in parts[:-1] if not isinstance(part, int))
-            yield unknown_key(where, parts[-1], (known or {}).get(at, ()))
+            yield unknown_key(where, parts[-1], (known or {}).get(at, ()), private=private)
         elif kind in _SHAPES:
             yield Problem(where, "is not a group of values.", "Write it in braces.", "shape")
         elif kind in _WORDS:

@@ -66,18 +66,31 @@ def locate(
         found, problem = _by_postcode(location.postcode, directory, f"{where}.postcode")
         if problem:
             problems.append(problem)
-        elif found and places and found not in places:
-            inside = [p for p in places if p.district is None and p.area.id == found.area.id]
-            if inside and not location.district:
-                places = [found]
-            else:
-                with_what = "district" if location.district else "area"
-                problems.append(_contradiction(f"{where}.postcode", found, with_what))
         elif found:
+            against = _against(found, location, directory)
+            if against:
+                problems.append(_contradiction(f"{where}.postcode", found, against))
             places = [found]
     if problems or not places:
         return None, problems
     return places[0], []
+
+
+def _against(found: Place, location: Location, directory: Directory) -> str | None:
+    """Which of the area and the district given, where they are known at all, says otherwise."""
+    for what, typed, own in (
+        ("district", location.district, found.district),
+        ("area", location.area, found.area),
+    ):
+        named = [
+            entry
+            for place in directory.places()
+            for entry in (place.area, place.district)
+            if typed and entry and _is_called(entry.id, entry.title, typed)
+        ]
+        if named and own not in named:
+            return what
+    return None
 
 
 def _by_postcode(

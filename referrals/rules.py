@@ -280,7 +280,8 @@ class SpanAtMost(_Check):
         if not (isinstance(start, datetime) and isinstance(end, datetime)):
             return
         where = f"answers.{seen.intervention_id}.{self.end}"
-        elapsed = _utc(end, seen.timezone) - _utc(start, seen.timezone)
+        # Of an hour that comes twice, the end is taken as the later one: the longest it can mean.
+        elapsed = _utc(end.replace(fold=1), seen.timezone) - _utc(start, seen.timezone)
         if elapsed <= timedelta(0):
             yield Hit(where, "The end is not after the start.")
         elif elapsed > timedelta(hours=self.hours):

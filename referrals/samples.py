@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from datetime import date, timedelta
 from typing import Any
 
@@ -46,6 +47,12 @@ _PEOPLE: Mapping[str, Mapping[str, Any]] = {
         "phone": "07700 900321",
         "safe_contact": {"method": "Call to the mobile", "times": "After 4 pm"},
     },
+}
+# What a person has only where an intervention requires it.
+_IF_REQUIRED: Mapping[str, Any] = {
+    **{key: _PEOPLE["victim"][key] for key in ("address", "phone", "language", "access_needs")},
+    "email": "person@example.com",
+    "postcode": "NG1 1AA",
 }
 _REFERRER = {
     "name": "Sam Officer",
@@ -120,7 +127,7 @@ def sample_case(
         }
         for intervention in chosen
     }
-    return case
+    return deepcopy(case)  # for the caller to change: nothing in it is the directory's or ours
 
 
 def _plain(sample: Any) -> Any:
@@ -161,6 +168,10 @@ def _people(chosen: list[Intervention], told: list[str], today: date) -> dict[st
         if role in aged or _named(told, f"people.{role}.date_of_birth"):
             years = 15 if role == "young_person" else 41
             people[role]["date_of_birth"] = date(today.year - years, 1, 15).isoformat()
+    for path in (path for one in chosen for path in one.facts.required):
+        group, *rest = path.split(".")
+        if group == "people" and rest[1:] and rest[1] in _IF_REQUIRED:
+            people[rest[0]].setdefault(rest[1], _IF_REQUIRED[rest[1]])
     return people
 
 

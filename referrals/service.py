@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -19,7 +21,7 @@ from referrals.rendering import Letter, letter_values, render
 if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    from referrals.delivery import Outgoing
+    from referrals.delivery import Outgoing, Submission
     from referrals.settings import MailSettings
 
 LONGEST_MAILTO = 1_800
@@ -173,3 +175,77 @@ class Service:
             message_id=f"<{referral.reference}.{token}@{domain}>",
         )
         return Outgoing(referral.reference, Envelope(sender.address, recipient), content)
+
+    def submission(
+        self, referral: Referral, *, token: str, accept_unverified: bool = False
+    ) -> Submission:
+        """The finished message with what the queue and the audit need to know of it.
+
+        Raises:
+            NoAddress, AddressUnverified: as for `check_address`.
+        """
+        from referrals.delivery import Submission
+
+        outgoing = self.outgoing(referral, token=token, accept_unverified=accept_unverified)
+        sender = outgoing.envelope.sender
+        today = self.today(referral.assessment.place)
+        return Submission(
+            content_key=content_key(referral.assessment),
+            case_reference=referral.case.reference,
+            intervention=referral.intervention_id,
+            agency=referral.agency.id,
+            message_id=f"<{referral.reference}.{token}@{sender.rpartition('@')[2]}>",
+            acknowledge_by=referral.acknowledge_by,
+            outgoing=outgoing,
+            detail=disclosure(referral)
+            | {"accepted_unverified": not referral.agency.is_verified(today)},
+        )
+
+
+def content_key(assessment: Assessment) -> str:
+    """The same for the same case, intervention, agency and facts told, on whatever day.
+
+    SHA-256 of what the agency is told of the people and incidents, not of the letter, which has
+    a date in it; so that a referral queued twice is noticed, whoever does it.
+    """
+    case, intervention = assessment.case, assessment.intervention
+    raw = case.model_dump(mode="json")
+    whole = [
+        case.reference,
+        intervention.id,
+        assessment.agency.id if assessment.agency else None,
+        {path: _at(raw, path) for path in intervention.facts if not path.startswith("consents.")},
+        {name: str(answer) for name, answer in assessment.answers.items()},
+    ]
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _at(value: Any, path: str) -> Any:
+    """The value at a fact's path; of a list, that of each item."""
+    for part in path.split("."):
+        if isinstance(value, list):
+            value = [item.get(part) for item in value]
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def disclosure(referral: Referral) -> dict[str, Any]:
+    """What the audit keeps of a referral: names of facts and fields, codes and dates, no values."""
+    case, intervention = referral.case, referral.assessment.intervention
+    consents = {}
+    for role in type(case.people).model_fields:
+        consent = case.consent_of(role, intervention.id)
+        if consent:
+            valid = consent.given and consent.withdrawn_on is None
+            consents[role] = {"on": consent.on.isoformat(), "given": valid}
+    return {
+        "facts": sorted(path for path in intervention.facts),
+        "fields": sorted(referral.assessment.answers),
+        "lawful_basis": str(case.lawful_basis.basis) if case.lawful_basis else None,
+        "consents": consents,
+        "overrides": sorted(
+            finding.code for finding in referral.assessment.findings if finding.override
+        ),
+    }

@@ -34,6 +34,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _nameable(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("holds a NUL, which no name of a file can.")
+    return path
+
+
+NamedPath = Annotated[Path, AfterValidator(_nameable)]
+
+
 class _Part(BaseModel):
     # Built when first used: a command needs a few of the models, not all of them.
     model_config = ConfigDict(
@@ -44,13 +53,13 @@ class _Part(BaseModel):
 class RelaySettings(_Part):
     """The submission server (RFC 6409). Without `host` nothing can be submitted."""
 
-    host: str | None = Field(None, min_length=1, max_length=253)
+    host: str | None = Field(None, max_length=253, pattern=r"^[^\s\x00-\x1f\x7f]+$")
     port: int | None = Field(None, ge=1, le=65535)
     security: Security = Security.STARTTLS
     username: str | None = None
     password: SecretStr | None = None
     timeout_s: float = Field(30.0, gt=0, le=600)
-    ca_file: Path | None = None
+    ca_file: NamedPath | None = None
     local_hostname: str | None = Field(None, pattern=r"^[A-Za-z0-9.\-\[\]:]{1,253}$")
 
     @property
@@ -81,15 +90,36 @@ class MailSettings(_Part):
     marking: str = Field("OFFICIAL-SENSITIVE", max_length=60, pattern=r"^[ -~]*$")
 
 
+class OnUncertain(StrEnum):
+    """What to do when it can't be known whether the relay took a message."""
+
+    RETRY = "retry"
+    HOLD = "hold"
+
+
+class DeliverySettings(_Part):
+    """How the queue is worked off."""
+
+    lanes: int = Field(4, ge=1, le=64)
+    rate_per_minute: int = Field(0, ge=0, le=1_000_000)
+    first_wait_s: float = Field(60, gt=0, le=86_400)
+    longest_wait_s: float = Field(14_400, gt=0, le=604_800)
+    give_up_after_h: float = Field(96, gt=0, le=8_760)
+    on_uncertain: OnUncertain = OnUncertain.RETRY
+    keep_content_days: int = Field(30, ge=0, le=3_650)
+    keep_drafts_days: int = Field(90, ge=0, le=3_650)
+
+
 class Settings(_Part):
     """`config` and `templates` name folders that replace the shipped ones as a whole.
 
     `secrets` names a folder with a file for each secret, such as `relay_password`.
     """
 
-    config: Path | None = None
-    secrets: Path | None = None
-    templates: Path | None = None
-    outbox: Path = Path("outbox")
+    config: NamedPath | None = None
+    secrets: NamedPath | None = None
+    templates: NamedPath | None = None
+    outbox: NamedPath = Path("outbox")
     mail: MailSettings = Field(default_factory=MailSettings)
     relay: RelaySettings = Field(default_factory=RelaySettings)
+    delivery: DeliverySettings = Field(default_factory=DeliverySettings)

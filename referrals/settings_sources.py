@@ -22,11 +22,15 @@ from pydantic import BaseModel, ValidationError
 
 from referrals.errors import ConfigurationError, Problem
 from referrals.problems import problems_of
-from referrals.settings import MailSettings, RelaySettings, Settings
+from referrals.settings import DeliverySettings, MailSettings, RelaySettings, Settings
 
 PREFIX = "REFERRALS_"
 DOTENV = Path(".env")
-_GROUPS: Mapping[str, type[BaseModel]] = {"mail": MailSettings, "relay": RelaySettings}
+_GROUPS: Mapping[str, type[BaseModel]] = {
+    "mail": MailSettings,
+    "relay": RelaySettings,
+    "delivery": DeliverySettings,
+}
 _SECRET_KEYS = ("relay.password",)
 
 
@@ -182,7 +186,7 @@ def _from_file(file: Path) -> dict[str, Any]:
         raise ConfigurationError(
             [Problem(str(file), f"is not TOML: {error}.", "Mend it.")]
         ) from None
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):  # ValueError: not UTF-8, or a NUL in the file's name
         raise ConfigurationError(
             [Problem(str(file), "can't be read.", "Save it as UTF-8, readable by you.")]
         ) from None

@@ -47,7 +47,7 @@ class CertificatePair:
 class Arrived:
     """A message as it came: `content` is exact, with nothing added."""
 
-    sender: str
+    sender: str = field(repr=False)
     recipients: tuple[str, ...]
     content: bytes = field(repr=False)
     arrived_at: datetime

@@ -15,7 +15,7 @@ from email.policy import default
 from html.parser import HTMLParser
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from referrals.case import Basis, Case, How, People, Record, Sensitivity, Strand, shared_facts
@@ -23,7 +23,7 @@ from referrals.directory import Directory, Intervention, Place, Question, Questi
 from referrals.directory_files import TEMPLATE_PARTS
 from referrals.eligibility import Assessment, assess, read_case
 from referrals.errors import ConfigurationError, MessageRefused, Problem
-from referrals.message import Sender, compose_draft
+from referrals.message import LONGEST_SUBJECT, Sender, compose_draft
 from referrals.reference import referral_reference
 from referrals.rendering import Letter, letter_values, render, shown, template_problem
 from referrals.samples import sample_case
@@ -39,6 +39,7 @@ _ATTRIBUTES = {
     "lang", "name", "role", "rowspan", "scope", "style", "valign", "width",
 }  # fmt: skip
 _MARKING = "MARKING"
+_LONGEST_SUBJECT = LONGEST_SUBJECT - len(": ") - 60  # the longest marking
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Canary:
     path: str
     text: str
     sensitivity: Sensitivity
+    typed: str
+    """The whole value that `text` is the start of."""
 
 
 @dataclass
@@ -57,18 +60,29 @@ class _Cage:
 
     def line(self, path: str, sensitivity: Sensitivity, suffix: str = "") -> str:
         text = f"qz{len(self.canaries):03}zq{suffix}"
-        self.canaries[path] = Canary(path, text, sensitivity)
+        self.canaries[path] = Canary(path, text, sensitivity, text)
         return text
 
-    def words(self, path: str, sensitivity: Sensitivity, *, lines: bool, least: int = 0) -> str:
-        text = self.line(path, sensitivity)
+    def words(
+        self,
+        path: str,
+        sensitivity: Sensitivity,
+        *,
+        lines: bool,
+        least: int = 0,
+        most: int | None = None,
+    ) -> str:
+        text = typed = self.line(path, sensitivity)
         if self.hostile:
-            text += _HOSTILE if lines else _HOSTILE.replace("\n", " ")
-        return text.ljust(least, "x")
+            typed += _HOSTILE if lines else _HOSTILE.replace("\n", " ")
+        typed = typed.ljust(least, "x")[:most].strip()
+        self.canaries[path] = Canary(path, text, sensitivity, typed)
+        return typed
 
     def day(self, path: str, sensitivity: Sensitivity) -> str:
         value = date(1901, 1, 1) + timedelta(days=37 * len(self.canaries))
-        self.canaries[path] = Canary(path, str(shown(value)), sensitivity)
+        text = str(shown(value))
+        self.canaries[path] = Canary(path, text, sensitivity, text)
         return value.isoformat()
 
 
@@ -79,7 +93,7 @@ def check_intervention(
     today: date,
 ) -> list[Problem]:
     """Every problem with this intervention's templates; none if they may be used."""
-    problems = list(_read_statically(intervention, templates))
+    problems = list(dict.fromkeys(_read_statically(intervention, templates)))
     if problems:
         return problems  # rendering would only say the same again
     for name, letter, _ in _letters(intervention, directory, templates, today, problems):
@@ -101,12 +115,13 @@ def _read_statically(
         try:
             source = templates.loader.get_source(templates, name)[0]
             tree = templates.parse(source, name)
+            templates.compile(source, name)  # finds filters that there are not
         except TemplateError as error:
             problem = template_problem(name, error)
             yield Problem(problem.where, problem.what, problem.remedy, "syntax")
             continue
         yield from _unsafe(name, tree)
-        for chain, line in _chains(tree):
+        for chain, line in (*_bare_names(tree), *_chains(tree)):
             missing = _undeclared(chain, declared)
             if missing:
                 yield Problem(
@@ -127,6 +142,15 @@ def _declared_tree(intervention: Intervention) -> dict[str, Any]:
         if path.endswith(".date_of_birth"):
             tree["people"][path.split(".")[1]]["age"] = {}
     return tree
+
+
+def _bare_names(tree: nodes.Template) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Each name that is not local, where it first stands; `incidents` by itself for example."""
+    wanted = meta.find_undeclared_variables(tree)
+    for node in tree.find_all(nodes.Name):
+        if node.name in wanted:
+            wanted.discard(node.name)
+            yield (node.name,), node.lineno
 
 
 def _chains(tree: nodes.Template) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -157,7 +181,7 @@ def _chain(node: nodes.Node) -> tuple[str, ...] | None:
 
 
 def _undeclared(chain: tuple[str, ...], declared: Mapping[str, Any]) -> str | None:
-    groups = set(Case.model_fields) | {"answers"}
+    groups = (set(Case.model_fields) | {"answers"}) - {"referrer"}  # whom every letter is given
     if chain[0] not in groups:
         return None  # a loop's own name, or a value that every letter has: rendering checks those
     place: Mapping[str, Any] = declared
@@ -236,6 +260,10 @@ def _shortest(full: Mapping[str, Any], intervention: Intervention) -> dict[str, 
                 source = source[part]
                 place = place.setdefault(part, {})
             place[rest[-1]] = source[rest[-1]]
+            if "safe_contact" in rest[:-1]:  # whose way and times go together
+                place |= {key: source[key] for key in ("method", "times")}
+        elif group in ("location", "lawful_basis"):
+            short[group] = full.get(group, {})
         elif group == "incidents":
             short["incidents"] = [
                 {key: incident[key] for key in ("on", "what")} for incident in full["incidents"]
@@ -251,6 +279,8 @@ def _check_subject_and_size(
         yield Problem(
             where, "must give one line of printable ASCII.", "Mend the subject.", "subject"
         )
+    elif len(letter.subject) > _LONGEST_SUBJECT:
+        yield Problem(where, "is too long.", f"Use {_LONGEST_SUBJECT} characters.", "subject")
     for part, content in (("body.txt.j2", letter.text), ("body.html.j2", letter.html)):
         if not content.strip():
             yield Problem(
@@ -291,7 +321,7 @@ def _check_canaries(
         yield from _leaks(intervention, case, letter, cage)
         yield from _missing(intervention, letter, page, cage)
         if hostile:
-            yield from _altered(intervention, letter, page)
+            yield from _altered(intervention, letter, page, cage)
     if structures[0] != structures[1]:
         yield Problem(
             f"templates/email/{intervention.template}/body.html.j2",
@@ -390,8 +420,13 @@ def _caged_answer(cage: _Cage, intervention: Intervention, question: Question) -
     match question.type:
         case QuestionType.TEXT | QuestionType.LINE:
             lines = question.type is QuestionType.TEXT
-            text = cage.words(path, question.sensitivity, lines=lines, least=question.min_length)
-            return text[: question.max_length] if question.max_length else text
+            return cage.words(
+                path,
+                question.sensitivity,
+                lines=lines,
+                least=question.min_length,
+                most=question.max_length,
+            )
         case QuestionType.DATE:
             return cage.day(path, question.sensitivity)
         case QuestionType.MOMENT:
@@ -493,16 +528,26 @@ def unused(
     ]
 
 
-def _altered(intervention: Intervention, letter: Letter, page: _Page) -> Iterator[Problem]:
-    """Hostile values must arrive as typed."""
+def _altered(
+    intervention: Intervention, letter: Letter, page: _Page, cage: _Cage
+) -> Iterator[Problem]:
+    """Hostile values must arrive as typed; white space apart, since lines are set in or broken."""
     for part, content in (("body.txt.j2", letter.text), ("body.html.j2", page.text)):
-        if "qz" in content and '{{ 7*7 }} <script>alert(1)</script> & "quoted"' not in content:
-            yield Problem(
-                f"templates/email/{intervention.template}/{part}",
-                "changes what was typed.",
-                "Print values as they are, without filters of your own.",
-                "altered",
-            )
+        told = _squeezed(content)
+        folded = told.casefold()
+        for canary in cage.canaries.values():
+            starts = _squeezed(canary.text).casefold() in folded
+            if starts and _squeezed(canary.typed) not in told:
+                yield Problem(
+                    f"templates/email/{intervention.template}/{part}",
+                    f"changes what was typed as {canary.path}.",
+                    "Print values as they are, without filters of your own.",
+                    "altered",
+                )
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _page_problems(intervention: Intervention, page: _Page) -> Iterator[Problem]:
@@ -552,14 +597,17 @@ class _Page(HTMLParser):
 def starter(intervention: Intervention) -> dict[str, str]:
     """A first letter for a new intervention, telling all that it declares: by file name."""
     questions = "".join(
-        f'  ("{question.label.replace(chr(34), chr(39))}", answers.{question.name}),\n'
+        f'  ("{_quotable(question.label)}", answers.{question.name}),\n'
         for question in intervention.fields
     )
     facts = shared_facts()
     people = "".join(
         f'  ("{facts[path].label}", {path}),\n'
-        for path in intervention.facts
-        if path.startswith(("people.", "location.")) and path.count(".") > 0
+        for declared in intervention.facts
+        for path in facts
+        if path.startswith(("people.", "location."))
+        and f"{path}.".startswith(f"{declared}.")
+        and not any(other.startswith(f"{path}.") for other in facts)
     )
     calls = []
     if people:
@@ -575,7 +623,8 @@ def starter(intervention: Intervention) -> dict[str, str]:
     ]
     if "lawful_basis" in tuple(intervention.facts):
         calls.append("say.basis(lawful_basis)")
-    opening = f"Please would you consider this referral for {intervention.title.lower()}."
+    title = _quotable(intervention.title.lower())
+    opening = f"Please would you consider this referral for {title}."
     text = "".join(f"{{{{ {call} -}}}}\n" for call in calls)
     html = "".join(f"{{{{ {call} }}}}\n" for call in calls)
     return {
@@ -583,7 +632,7 @@ def starter(intervention: Intervention) -> dict[str, str]:
         "body.txt.j2": (
             '{% extends "_layout/body.txt.j2" %}\n'
             '{% import "_layout/macros.txt.j2" as say %}\n'
-            f"{{% block opening %}}\n{opening}\n{{% endblock %}}\n"
+            f'{{% block opening %}}\n{{{{ "{opening}" }}}}\n{{% endblock %}}\n'
             f"{{% block facts %}}\n{text}{{% endblock %}}\n"
         ),
         "body.html.j2": (
@@ -593,3 +642,8 @@ def starter(intervention: Intervention) -> dict[str, str]:
             f"{{% block facts %}}\n{html}{{% endblock %}}\n"
         ),
     }
+
+
+def _quotable(words: str) -> str:
+    """Fit to stand between double quotes in a template."""
+    return words.replace('"', "'").replace("\\", "/")

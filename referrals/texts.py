@@ -18,6 +18,12 @@ TEXT_LENGTH = 20_000
 
 # C0 and C1 controls; TAB and LF are let through where lines are.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Code points that will never be characters (Unicode §23.7); strict parsers refuse a text with one.
+NONCHARACTERS = re.compile(
+    "[\ufdd0-\ufdef"
+    + "".join(chr(plane | 0xFFFE) + chr(plane | 0xFFFF) for plane in range(0, 0x110000, 0x10000))
+    + "]"
+)
 _LINE_ENDS = re.compile(r"\r\n|[\r\u2028\u2029]")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 _UK_DATE = re.compile(r"(\d{2})/(\d{2})/(\d{4})", re.ASCII)
@@ -49,7 +55,7 @@ def as_text(value: Any) -> str:
             "holds half of a character (a lone surrogate), which can't be sent.",
             "Type that character again.",
         )
-    if _CONTROLS.search(text):
+    if _CONTROLS.search(text) or NONCHARACTERS.search(text):
         raise fault(
             "characters",
             "holds a control character, which can't be sent.",

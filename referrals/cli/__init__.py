@@ -82,12 +82,13 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        typed = args[0]  # click empties the list when it takes the word for an option
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             from difflib import get_close_matches
 
-            close = get_close_matches(args[0], _MODULES, 1)
+            close = get_close_matches(typed, _MODULES, 1)
             if not close:
                 raise
             hint = f"{error.message} Did you mean '{close[0]}'?"

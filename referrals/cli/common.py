@@ -14,6 +14,8 @@ from referrals.errors import CaseUnreadable
 from referrals.rules import Finding, Level
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from referrals.case import Case
     from referrals.directory import Place
     from referrals.service import Service
@@ -87,8 +89,9 @@ def read_raw(case: str, row: int | None, changes: Sequence[str]) -> dict[str, An
             del cells[old]
         cells[key.strip()] = value
     changed = unflatten(cells.items())
-    for asked in raw.get("answers", {}):
-        changed.setdefault("answers", {}).setdefault(asked, {})
+    asked, answers = raw.get("answers"), changed.setdefault("answers", {})
+    if isinstance(asked, dict) and isinstance(answers, dict):
+        changed["answers"] = {name: {} for name in asked} | answers
     return changed
 
 
@@ -153,6 +156,16 @@ def complete_intervention(
     except ReferralsError:
         return []
     return [name for name in sorted(names) if name.startswith(incomplete)]
+
+
+def complete_intervention_or_case(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """For `draft`, whose last word is a file."""
+    from click.shell_completion import CompletionItem
+
+    names = complete_intervention(ctx, param, incomplete)
+    return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
 
 def intervention_argument(**options: Any) -> Callable[[_Command], _Command]:

@@ -14,7 +14,7 @@ from referrals.cli.cases import assessment_json, print_assessment
 from referrals.cli.common import (
     case_argument,
     case_options,
-    complete_intervention,
+    complete_intervention_or_case,
     intervention_argument,
     json_option,
     print_findings,
@@ -124,7 +124,7 @@ def referral_json(referral: Referral) -> dict[str, Any]:
     metavar="[INTERVENTION]... CASE",
     nargs=-1,
     required=True,
-    shell_complete=complete_intervention,
+    shell_complete=complete_intervention_or_case,
 )
 @click.option("--all", "every", is_flag=True, help="Every intervention that fits the case.")
 @click.option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from referrals.settings import RelaySettings
 
 if TYPE_CHECKING:
     from referrals.sink import Arrived
+    from referrals.transports.smtp import RelayReport
 
 NO_RELAY = Problem(
     "relay.host",
@@ -167,17 +169,26 @@ def relay_check(as_json: bool) -> None:
         click.echo(f"  {label}: {value}")
 
 
-def _report_json(report: Any) -> dict[str, Any]:
+def _report_json(report: RelayReport) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {
-        key: value.isoformat() if isinstance(value, datetime) else value
-        for key, value in asdict(report).items()
-    }
+    shown = asdict(report)
+    if report.certificate:
+        shown["certificate"]["not_after"] = report.certificate.not_after.isoformat()
+    return shown
 
 
-def _report_lines(report: Any) -> list[tuple[str, str]]:
-    return [(key, str(value)) for key, value in _report_json(report).items() if key != "relay"]
+def _report_lines(report: RelayReport) -> Iterator[tuple[str, str]]:
+    for key, value in _report_json(report).items():
+        match value:
+            case dict():
+                value = ", ".join(f"{name} {inner}" for name, inner in value.items())
+            case tuple():
+                value = ", ".join(value)
+            case bool():
+                value = "yes" if value else "no"
+        if key != "relay" and value is not None:
+            yield key.replace("_", " "), str(value)
 
 
 @click.command("sink")
@@ -192,7 +203,7 @@ def _report_lines(report: Any) -> list[tuple[str, str]]:
 )
 @click.option("--certificate", type=click.Path(path_type=Path), help="PEM file, for TLS.")
 @click.option("--key", type=click.Path(path_type=Path), help="PEM file of its key.")
-@click.option("--username", help="Demand this login; the password is asked for.")
+@click.option("--username", help="Demand this login; its password is SINK_PASSWORD, or asked.")
 @click.option("--quiet", is_flag=True, help="One line a message, without its text.")
 def sink_command(
     port: int,
@@ -203,7 +214,7 @@ def sink_command(
     username: str | None,
     quiet: bool,
 ) -> None:
-    """Run a relay on this machine that prints and keeps what arrives and passes nothing on.
+    """Run a relay on this machine that prints and keeps what arrives, and goes no further.
 
     \b
     Example, in two terminals:
@@ -224,7 +235,10 @@ def sink_command(
         raise click.UsageError("--certificate and --key belong together.")
     login = None
     if username:
-        typed = os.environ.get("SINK_PASSWORD") or click.prompt("Password", hide_input=True)
+        typed = os.environ.get("SINK_PASSWORD")
+        if not typed and not sys.stdin.isatty():
+            raise click.UsageError("--username needs a password: set SINK_PASSWORD.")
+        typed = typed or click.prompt("Password", hide_input=True)
         login = (username, SecretStr(typed))
     pair = CertificatePair(certificate, key) if certificate and key else None
 

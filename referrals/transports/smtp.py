@@ -130,6 +130,10 @@ class SmtpTransport:
         async with self.session() as session:
             return await session.submit(outgoing)
 
+    @property
+    def name(self) -> str:
+        return self._relay.name
+
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
         """A session that is connected, secured and logged in."""
@@ -247,6 +251,12 @@ class Session:
         self._in_step = self.handed_over
         reply = self._demand(2, answer)
         return Receipt(DeliveryStatus.RELAYED, self._relay.name, reply)
+
+    @_in_our_words
+    async def reset(self) -> None:
+        """Make the relay forget a refused message (RFC 5321 §4.1.1.5)."""
+        self.handed_over = False
+        self._demand(2, await self._command(b"RSET"))
 
     @_in_our_words
     async def noop(self) -> None:
