@@ -49,6 +49,11 @@ class _Entry(BaseModel):
     )
 
 
+def plain_name(name: str) -> str:
+    """How a place's name is compared: `Newark & Sherwood` is `newark-and-sherwood`."""
+    return " ".join(name.casefold().replace("&", " and ").replace("-", " ").split())
+
+
 class District(_Entry):
     id: Id
     title: Title

@@ -22,7 +22,15 @@ from pydantic_core import PydanticCustomError
 
 from referrals.answers import read_answer
 from referrals.case import shared_facts
-from referrals.directory import Agency, Directory, Intervention, Question, QuestionType, Region
+from referrals.directory import (
+    Agency,
+    Directory,
+    Intervention,
+    Question,
+    QuestionType,
+    Region,
+    plain_name,
+)
 from referrals.errors import ConfigurationError, InterventionUnknown, Problem
 from referrals.postcodes import PostcodeTable
 from referrals.problems import keys_of, problems_of, unknown_key
@@ -281,6 +289,7 @@ class _Reader:
 
     def _check_places(self) -> None:
         seen: dict[str, str] = {}
+        titled: dict[tuple[str, str], str] = {}
         for region in self.regions.values():
             file = self.config / "regions" / region.id / "areas.toml"
             own = [area.id for area in region.areas]
@@ -294,6 +303,20 @@ class _Reader:
                         "Areas and districts share one set of ids: give each its own.",
                     )
                 seen[place_id] = region.id
+            for kind, entries in (
+                ("area", region.areas),
+                ("district", [district for area in region.areas for district in area.districts]),
+            ):
+                for entry in entries:
+                    name = (kind, plain_name(entry.title))
+                    if name in titled:
+                        self._fault(
+                            file,
+                            "areas",
+                            f"has {kind} {entry.id} with the title of {titled[name]}.",
+                            "Give each its own title: cases may name places by it.",
+                        )
+                    titled[name] = entry.id
             table = self.postcodes.get(region.id)
             strangers = sorted(table.districts - set(own)) if table else []
             if strangers:

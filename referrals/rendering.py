@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import Enum
@@ -295,18 +296,20 @@ def template_problem(name: str, error: Exception) -> Problem:
     """What is wrong with a template, without the values that it was given."""
     from jinja2 import TemplateNotFound, TemplateSyntaxError, UndefinedError
 
-    file, line = _place_of(error, name)
+    file, line, source = _place_of(error, name)
     where = f"templates/email/{file}" + (f": line {line}" if line else "")
     match error:
         case TemplateNotFound():
-            return Problem(where, f"needs {error.name}, which is not there.", "Write that file.")
+            missing = str(error.name)
+            wanted = missing if missing == name or missing in source else "a file"
+            return Problem(where, f"needs {wanted}, which is not there.", "Write that file.")
         case TemplateSyntaxError():
             where = f"templates/email/{error.name or name}: line {error.lineno}"
             return Problem(where, f"is not a template: {error.message}", "Mend that line.")
         case UndefinedError():
             return Problem(
                 where,
-                f"uses {_undefined(error)}, which it is not given.",
+                f"uses {_undefined(error, source)}, which it is not given.",
                 "Declare it in the intervention's facts or fields, or take it out.",
                 "undefined",
             )
@@ -317,19 +320,22 @@ def template_problem(name: str, error: Exception) -> Problem:
             return Problem(where, f"can't be rendered ({kind}).", "Mend the template.", "template")
 
 
-def _undefined(error: Exception) -> str:
-    """The name out of Jinja's own words, which never hold a value."""
+def _undefined(error: Exception, source: str) -> str:
+    """The name out of Jinja's own words, if the template has it: it could be a value else."""
     found = re.search(r"attribute '(\w+)'$|^'(\w+)' is undefined", str(error))
-    return (found[1] or found[2]) if found else "a name"
+    name = (found[1] or found[2]) if found else ""
+    return name if name and name in source else "a name"
 
 
-def _place_of(error: Exception, name: str) -> tuple[str, int | None]:
-    """The innermost template and line that an error came from; layouts count."""
-    file, line = name, None
+def _place_of(error: Exception, name: str) -> tuple[str, int | None, str]:
+    """The innermost template and line that an error came from, layouts included, and its text."""
+    file, line, source = name, None, ""
     trace = error.__traceback__
     while trace is not None:
         code_file = Path(trace.tb_frame.f_code.co_filename)
         if code_file.suffix == ".j2":
             file, line = "/".join(code_file.parts[-2:]), trace.tb_lineno
+            with suppress(OSError):
+                source = code_file.read_text(encoding="utf-8")
         trace = trace.tb_next
-    return file, line
+    return file, line, source

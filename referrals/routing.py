@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from referrals.case import Location
-from referrals.directory import Directory, Place
+from referrals.directory import Directory, Place, plain_name
 from referrals.errors import Problem
 from referrals.postcodes import normalise
 
@@ -147,8 +147,4 @@ def _ids(names: Iterator[str]) -> str:
 
 
 def _is_called(place_id: str, title: str, typed: str) -> bool:
-    return _plain(typed) in (_plain(place_id), _plain(title))
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.casefold().replace("&", " and ").replace("-", " ").split())
+    return plain_name(typed) in (plain_name(place_id), plain_name(title))

@@ -769,6 +769,23 @@ def test_a_place_that_two_regions_have_is_named(
     assert f"has {taken} twice (also in region " in problem.what
 
 
+@pytest.mark.parametrize("kind", ["area", "district"])
+def test_two_places_of_one_title_are_refused(two_regions: Path, kind: str) -> None:
+    """A case may name a place by its title, and must not be sent to the first of two."""
+    file = two_regions / "regions/northshire/areas.toml"
+    text = file.read_text(encoding="utf-8")
+    titles = re.findall(r'^title = "(.+)"$', text, re.MULTILINE)
+    old, new = (titles[0], "nottingham & city") if kind == "area" else (titles[1], "GEDLING")
+    if kind == "area":
+        own = two_regions / "regions/nottinghamshire/areas.toml"
+        replace(own, '"Nottingham City"', '"Nottingham and City"')
+    replace(file, f'"{old}"', f'"{new}"')
+    problem = the_problem(two_regions)
+    assert "areas.toml: areas" in problem.where
+    assert f"has {kind} " in problem.what
+    assert "with the title of " in problem.what
+
+
 def test_a_place_that_stands_twice_in_one_region_is_named(config: Path) -> None:
     (config / REGION / "postcodes.bin").unlink()
     replace(config / AREAS, 'id = "mansfield"', 'id = "city"')

@@ -276,9 +276,7 @@ def test_no_other_intervention_knows_a_reason_of_serious_harm(
     raw = raw_of(directory, intervention)
     raw["answers"][intervention]["serious_harm_reason"] = "A petrol bomb was found."
 
-    assert wheres(problems_of(directory, raw)) == [
-        (f"answers.{intervention}.(a key)", "unknown")
-    ]
+    assert wheres(problems_of(directory, raw)) == [(f"answers.{intervention}.(a key)", "unknown")]
 
 
 def test_sharing_personal_facts_without_a_basis_is_advised_against(directory: Directory) -> None:

@@ -124,6 +124,13 @@ def test_an_undefined_variable_is_said_with_file_and_line(
     assert "Declare it" in problem.remedy
 
 
+@pytest.mark.parametrize("template", ["{{ {}[value] }}", "{% include value %}"])
+def test_a_value_that_names_something_is_not_repeated(tmp_path: Path, template: str) -> None:
+    """Jinja's own words would give it."""
+    problem = problem_of(tmp_path, {"value": CANARY}, body_txt=template)
+    assert CANARY not in str(problem)
+
+
 @pytest.mark.parametrize("part", ["body_txt", "body_html", "subject_txt"])
 @pytest.mark.parametrize(
     ("template", "words"),
