@@ -108,6 +108,10 @@ class RetryPolicy:
     give_up_after: timedelta = timedelta(days=4)
 
 
+JITTER = 0.2
+"""How much shorter or longer a wait may be than it would be without."""
+
+
 def next_attempt(
     failures: int, queued_at: datetime, now: datetime, policy: RetryPolicy, jitter: float = 0.0
 ) -> datetime | None:
@@ -123,7 +127,7 @@ def next_attempt(
 
     Source: RFC 5321 §4.5.4.1, sending strategy.
     """
-    doubled = policy.first_wait * 2 ** min(failures - 1, 30)
-    wait = min(doubled, policy.longest_wait) * (1 + 0.2 * jitter)
+    doubled = policy.first_wait * 2 ** min(failures - 1, 20)
+    wait = min(doubled, policy.longest_wait) * (1 + JITTER * jitter)
     due = now + wait
     return due if due - queued_at <= policy.give_up_after else None

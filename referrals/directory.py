@@ -202,8 +202,12 @@ class Directory:
         try:
             return self.interventions[intervention_id]
         except KeyError:
+            from difflib import get_close_matches
+
+            close = get_close_matches(intervention_id, self.interventions, 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
             raise InterventionUnknown(
-                "There is no such intervention. Choose one of: "
+                f"There is no such intervention.{hint} There are: "
                 f"{', '.join(sorted(self.interventions))}."
             ) from None
 

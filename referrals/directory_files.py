@@ -87,6 +87,9 @@ class _Reader:
         """Regions, agencies and interventions that are there but can't be read."""
 
     def read(self) -> Directory:
+        if not self.config.is_dir():
+            self._fault(self.config, "", "is no folder that is there.", "Check REFERRALS_CONFIG.")
+            raise ConfigurationError(self.problems)
         region_folders = sorted(path for path in self.config.glob("regions/*") if path.is_dir())
         if not region_folders:
             self._fault(self.config / "regions", "", "holds no region.", "Add a folder for one.")

@@ -53,9 +53,10 @@ def save_draft(folder: Path, name: str, content: bytes, *, beside: bool = False)
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "the system says no"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "Free some room" if full else "Choose another folder with --out"
         raise DraftUnwritable(
-            f"The draft could not be saved in {folder}: {reason}. Nothing was left there. Free "
-            "some room or choose another folder with --out."
+            f"The draft could not be saved in {folder}: {reason}. Nothing was left there. {remedy}."
         ) from None
 
 

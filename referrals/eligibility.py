@@ -71,10 +71,13 @@ def read_case(raw: Mapping[str, Any], directory: Directory, today: date) -> tupl
     place, misplaced = _locate_raw(raw, directory)
     problems += misplaced
     problems += _unknown_interventions(raw, directory)
+    unanswered: list[Problem] = []
     for intervention_id, answers in _answers_in(raw, directory):
-        problems += read_answers(directory.interventions[intervention_id], answers)[1]
+        for problem in read_answers(directory.interventions[intervention_id], answers)[1]:
+            (unanswered if problem.code == "missing" else problems).append(problem)
     if problems or case is None or place is None:
-        raise CaseInvalid(problems)
+        # An answer still missing for one intervention does not keep another from being made.
+        raise CaseInvalid([*problems, *unanswered])
     return case, place
 
 

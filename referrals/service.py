@@ -213,7 +213,7 @@ def content_key(assessment: Assessment) -> str:
     whole = [
         case.reference,
         intervention.id,
-        assessment.agency.id if assessment.agency else None,
+        assessment.agency.email if assessment.agency else None,
         {path: _at(raw, path) for path in intervention.facts if not path.startswith("consents.")},
         {name: str(answer) for name, answer in assessment.answers.items()},
     ]

@@ -33,6 +33,13 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "draft": ("letters", "Save the e-mail as an .eml draft."),
         "send": ("relay", "Submit the e-mail through the relay."),
     },
+    "Follow it": {
+        "outbox": ("queue", "What was queued and what became of it: list, retry, cancel, purge."),
+        "deliver": ("queue", "Try every queued message that is due."),
+        "due": ("queue", "List referrals whose answer is overdue."),
+        "ack": ("queue", "Record that an agency has answered."),
+        "audit": ("queue", "The disclosure log: list, verify, export."),
+    },
     "Look after it": {
         "templates": ("upkeep", "Check the templates, or start a new one."),
         "relay": ("relay", "Check the relay without sending anything."),
@@ -46,17 +53,19 @@ EXIT_CODES = """\
 \b
 Exit codes:
   0   done
-  1   a fault of ours
+  1   a fault of ours, or the output could not be written
   2   wrong use of the command
   3   the case has something to put right, or can't be read
   4   a rule blocks the referral
   5   the configuration or a setting is wrong
-  6   the draft could not be saved, or another is there
+  6   a draft or the outbox could not be used, or another draft is there
   7   no such intervention, no address, or an address that nobody verified
-  8   delayed: not relayed now, worth trying again
+  8   delayed: not relayed now, tried again later
   9   failed: the relay will not take this message
   10  uncertain: the link broke before the relay's last word
-  11  the relay refused us: login, certificate or TLS"""
+  11  the relay refused us: login, certificate or TLS
+  12  the audit was tampered with
+  130 stopped by Ctrl-C; 141 whoever read the output has gone"""
 
 
 _READER_GONE = 141  # as any command in a pipe whose reader has left: 128 and SIGPIPE

@@ -37,7 +37,11 @@ def assessment_json(assessment: Assessment) -> dict[str, Any]:
     }
 
 
-def print_assessment(assessment: Assessment, *, brief: bool = False) -> None:
+_OF_THE_ADDRESS = ("GEN-004", "GEN-005")
+
+
+def print_assessment(assessment: Assessment, *, brief: bool = False, case: str = "CASE") -> None:
+    """What we know of one intervention; `brief` leaves out what concerns the address alone."""
     one = assessment.intervention
     if not assessment.may_fit:
         mark, word = click.style("✗", fg="red", bold=True), "does not fit"
@@ -50,10 +54,14 @@ def print_assessment(assessment: Assessment, *, brief: bool = False) -> None:
         address = assessment.agency.email or "no address: drafts only"
         click.echo(f"  to {assessment.agency.title}, {address}")
     findings = assessment.blocks if brief and not assessment.fits else assessment.findings
+    if brief:
+        findings = tuple(one for one in findings if one.code not in _OF_THE_ADDRESS)
     print_findings(findings)
     problems = assessment.problems
     if brief and len(problems) > 3:
-        click.echo(f"  needs {len(problems)} more facts: referrals check CASE {one.id} lists them")
+        click.echo(
+            f"  needs {len(problems)} more facts: referrals check {case} {one.id} lists them"
+        )
     else:
         for problem in problems:
             click.echo(f"  needs  {problem}")
@@ -77,7 +85,9 @@ def suggest_command(case: str, row: int | None, changes: tuple[str, ...], as_jso
         print_json([assessment_json(assessment) for assessment in assessments])
         return
     for assessment in sorted(assessments, key=lambda one: (not one.ready, not one.may_fit)):
-        print_assessment(assessment, brief=True)
+        print_assessment(assessment, brief=True, case=case)
+    if any(finding.code in _OF_THE_ADDRESS for one in assessments for finding in one.findings):
+        click.echo("\nSome addresses were not verified lately or have a note: `check` shows them.")
 
 
 @click.command("check")

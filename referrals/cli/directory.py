@@ -72,7 +72,11 @@ def _intervention_json(
 @click.command("list")
 @json_option
 def list_command(as_json: bool) -> None:
-    """List the interventions, where they are offered, and who takes them."""
+    """List the interventions, where they are offered, and who takes them.
+
+    \b
+    Example: referrals list
+    """
     using = service()
     directory, today = using.directory, using.today()
     interventions = sorted(directory.interventions.values(), key=lambda one: one.id)

@@ -17,6 +17,7 @@ _EXIT_CODES: tuple[tuple[type[errors.ReferralsError], int], ...] = (
     (errors.ConfigurationError, 5),
     (errors.MessageRefused, 5),
     (errors.DraftError, 6),
+    (errors.OutboxError, 6),
     (errors.RoutingError, 7),
     (errors.TransientDeliveryError, 8),
     (errors.PermanentDeliveryError, 9),

@@ -162,7 +162,10 @@ def draft_command(
 
     *names, case = arguments
     if every == bool(names):
-        raise click.UsageError("Name an intervention and a case, or give --all and a case.")
+        raise click.UsageError(
+            "Name an intervention and a case, as in `referrals draft mediation case.json`; or give "
+            "--all and a case."
+        )
     if out == "-" and (every or len(names) > 1 or open_it or as_json):
         raise click.UsageError("--out - is for one draft, without --open and --json.")
     settings = read_settings()
@@ -208,7 +211,7 @@ def draft_command(
         if others:
             click.echo(click.style("\nNot drafted:", bold=True))
         for assessment in others:
-            print_assessment(assessment, brief=True)
+            print_assessment(assessment, brief=True, case=case)
         if fault:
             report(fault, as_json=False)
     if open_it:

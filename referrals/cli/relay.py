@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,21 @@ from referrals.cli.common import (
     read_case_file,
 )
 from referrals.cli.letters import referral_json
-from referrals.errors import ConfigurationError, DeliveryUncertain, Problem
+from referrals.delivery import DeliveryStatus, Reply
+from referrals.errors import (
+    ConfigurationError,
+    DeliveryError,
+    DeliveryUncertain,
+    PermanentDeliveryError,
+    Problem,
+    TransientDeliveryError,
+)
 from referrals.settings import RelaySettings
 
 if TYPE_CHECKING:
+    from referrals.outboxes.sqlite import Attempt, Held, Outcome, SqliteOutbox
+    from referrals.service import Referral
+    from referrals.settings import Settings
     from referrals.sink import Arrived
     from referrals.transports.smtp import RelayReport
 
@@ -88,14 +99,16 @@ def send_command(
     """Submit the e-mail for INTERVENTION through the relay; without --yes, only show it.
 
     The recipient is the directory's, and nothing in a case can change it. "Relayed" means that
-    the relay has taken the message: whether it was read, only a reply can tell.
+    the relay has taken the message: whether it was read, only a reply can tell. It is queued
+    first, so that nothing is lost if the relay can't be reached; the same referral is never queued
+    twice.
 
     \b
     Examples:
       referrals send mediation case.json
       referrals send mediation case.json --yes
     """
-    from referrals.bootstrap import build_service, build_transport
+    from referrals.bootstrap import build_service, now, open_outbox
     from referrals.settings_sources import read_settings
 
     settings = read_settings()
@@ -115,36 +128,103 @@ def send_command(
         return
     using.check_address(referral, accept_unverified=accept_unverified)
     relay = configured_relay(settings.relay)
-    outgoing = using.outgoing(
+    submission = using.submission(
         referral, token=secrets.token_hex(8), accept_unverified=accept_unverified
     )
-    try:
-        receipt = asyncio.run(build_transport(relay).deliver(outgoing))
-    except KeyboardInterrupt:
-        raise DeliveryUncertain(
-            f"Stopped while {referral.reference} was being submitted: {relay.name} may have it or "
-            "not. Ask who runs the relay, or the agency, before you try again.",
-            stage="content",
-        ) from None
+    with open_outbox(settings) as outbox:
+        queued = outbox.queue([submission], now())[0]
+        held = outbox.held(message_id=queued.id)[0]
+        outcome = None
+        if queued.status in (DeliveryStatus.QUEUED, DeliveryStatus.DELAYED):
+            try:
+                outcome = asyncio.run(_deliver_one(outbox, relay, settings, held))
+            except KeyboardInterrupt:
+                raise DeliveryUncertain(
+                    f"Stopped while {held.reference} was being submitted: {relay.name} may have "
+                    f"it or not. `referrals outbox show {held.reference}` tells what is known.",
+                    stage="content",
+                ) from None
+            held = outbox.held(message_id=queued.id)[0]
+        attempts = outbox.attempts(queued.id)
+    fault = outcome.fault if outcome else _earlier_fault(held, attempts)
+    if fault is not None:
+        raise kept(fault) if held.status is DeliveryStatus.DELAYED else fault
+    _say_sent(referral, held, outcome, as_json=as_json)
+
+
+async def _deliver_one(
+    outbox: SqliteOutbox, relay: RelaySettings, settings: Settings, held: Held
+) -> Outcome | None:
+    """Attempt one queued message now.
+
+    Raises:
+        DeliveryError: the relay could not be used at all; the message stays queued.
+    """
+    from referrals.cli.queue import deliver_with
+
+    outcomes: list[Outcome] = []
+    worker = deliver_with(
+        outbox, relay, settings, told=lambda _claimed, _status, outcome: outcomes.append(outcome)
+    )
+    report = await worker.deliver_due(only=held.id)
+    if report.relay_fault is not None:
+        raise kept(report.relay_fault)
+    return outcomes[0] if outcomes else None
+
+
+def kept(fault: DeliveryError) -> DeliveryError:
+    """The same fault, with what becomes of the referral."""
+    text = f"{fault} The referral is kept in the outbox: `referrals deliver` tries it again."
+    return type(fault)(text, stage=fault.stage, reply=fault.reply)
+
+
+def _earlier_fault(held: Held, attempts: Sequence[Attempt]) -> DeliveryError | None:
+    """Why the same referral, queued before, is not relayed; None if it is."""
+    start = f"The same referral was queued on {held.queued_at:%d %B %Y} and is {held.status}"
+    again = f"`referrals outbox retry {held.reference}` and `referrals deliver` try it again."
+    last = attempts[-1] if attempts else None
+    stage = (last.stage if last else None) or "content"
+    code = last.code if last else None
+    reply = Reply(code, last.enhanced, last.words or "") if last and code else None
+    said = f": {reply}" if reply else ""
+    match held.status:
+        case DeliveryStatus.FAILED:
+            return PermanentDeliveryError(f"{start}{said}. {again}", stage=stage, reply=reply)
+        case DeliveryStatus.UNCERTAIN:
+            text = f"{start}: it may have arrived, so ask the agency first. {again}"
+            return DeliveryUncertain(text, stage=stage, reply=reply)
+        case DeliveryStatus.SENDING:
+            text = f"{start}: another process is submitting it just now."
+            return TransientDeliveryError(text, stage=stage)
+        case _:
+            return None
+
+
+def _say_sent(referral: Referral, held: Held, outcome: Outcome | None, *, as_json: bool) -> None:
+    reply = outcome.reply if outcome else None
     if as_json:
         print_json(
             referral_json(referral)
             | {
-                "status": str(receipt.status),
-                "relay": receipt.relay,
-                "reply": {
-                    "code": receipt.reply.code,
-                    "enhanced": receipt.reply.enhanced,
-                    "text": receipt.reply.text,
-                },
+                "status": str(held.status),
+                "queued_before": outcome is None,
+                "relay": outcome.relay if outcome else None,
+                "reply": {"code": reply.code, "enhanced": reply.enhanced, "text": reply.text}
+                if reply
+                else None,
             }
         )
         return
-    status = click.style(receipt.status, fg="green")
-    click.echo(f"{click.style(referral.reference, bold=True)} {intervention}: {status}")
-    click.echo(f"  to {referral.agency.title}, {outgoing.envelope.recipient}")
-    click.echo(f"  {receipt.relay} said: {receipt.reply}")
-    click.echo(f"  acknowledgement asked for by {referral.acknowledge_by}")
+    click.echo(f"{click.style(held.reference, bold=True)} {held.intervention}: {held.status}")
+    click.echo(f"  to {referral.agency.title}, {held.recipient}")
+    if outcome is not None:
+        click.echo(f"  {outcome.relay} said: {reply}")
+    else:
+        click.echo(
+            f"  The same referral was queued on {held.queued_at:%d %B %Y}, so nothing was "
+            f"submitted now. `referrals outbox show {held.reference}` tells more."
+        )
+    click.echo(f"  acknowledgement asked for by {held.acknowledge_by}")
 
 
 @click.group("relay")
@@ -155,7 +235,11 @@ def relay_command() -> None:
 @relay_command.command("check")
 @json_option
 def relay_check(as_json: bool) -> None:
-    """Connect, secure the link, log in and leave; no message is sent."""
+    """Connect, secure the link, log in and leave; no message is submitted.
+
+    \b
+    Example: referrals relay check
+    """
     from referrals.settings_sources import read_settings
     from referrals.transports.smtp import check
 
@@ -205,6 +289,7 @@ def _report_lines(report: RelayReport) -> Iterator[tuple[str, str]]:
 @click.option("--key", type=click.Path(path_type=Path), help="PEM file of its key.")
 @click.option("--username", help="Demand this login; its password is SINK_PASSWORD, or asked.")
 @click.option("--quiet", is_flag=True, help="One line a message, without its text.")
+@json_option
 def sink_command(
     port: int,
     keep: Path | None,
@@ -213,6 +298,7 @@ def sink_command(
     key: Path | None,
     username: str | None,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Run a relay on this machine that prints and keeps what arrives, and goes no further.
 
@@ -249,7 +335,7 @@ def sink_command(
             tls=tls,  # type: ignore[arg-type]  # click has checked the choice
             certificate=pair,
             login=login,
-            on_message=lambda arrived: print_arrived(arrived, quiet=quiet),
+            on_message=lambda arrived: _tell_arrived(arrived, quiet=quiet, as_json=as_json),
         )
         async with sink:
             click.echo(
@@ -263,6 +349,21 @@ def sink_command(
         asyncio.run(run())
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)
+
+
+def _tell_arrived(arrived: Arrived, *, quiet: bool, as_json: bool) -> None:
+    """As text, or as one line of JSON a message."""
+    if not as_json:
+        print_arrived(arrived, quiet=quiet)
+        return
+    import json
+
+    envelope = {"from": arrived.sender, "to": list(arrived.recipients)}
+    facts = {"size": len(arrived.content), "tls": arrived.secured, "login": arrived.logged_in}
+    kept_as = str(arrived.kept_as) if arrived.kept_as else None
+    click.echo(
+        json.dumps({"at": arrived.arrived_at.isoformat(), **envelope, **facts, "kept_as": kept_as})
+    )
 
 
 def print_arrived(arrived: Arrived, *, quiet: bool = False) -> None:

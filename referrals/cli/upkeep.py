@@ -30,6 +30,9 @@ def templates_check(intervention: tuple[str, ...], as_json: bool) -> None:
 
     Fails on undefined variables, facts and fields that are not declared, unsafe HTML, a personal
     value in a subject, header or file name, and parts that do not tell the same.
+
+    \b
+    Example: referrals templates check mediation
     """
     from referrals.bootstrap import build_service
     from referrals.settings_sources import read_settings
@@ -64,6 +67,9 @@ def templates_new(intervention: str, as_json: bool) -> None:
 
     Needs config/interventions/INTERVENTION.toml; tells every fact and field that it declares.
     Files that are there already are left as they are.
+
+    \b
+    Example: referrals templates new safe-transport
     """
     from referrals.directory_files import read_intervention
     from referrals.settings_sources import config_folder, read_settings, templates_folder
@@ -99,6 +105,9 @@ def doctor_command(as_json: bool) -> None:
     Order, the first that has a value wins: the environment (REFERRALS_RELAY_HOST for
     relay.host), .env, the secrets folder (REFERRALS_SECRETS), settings.toml in the config
     folder, defaults. Secrets are masked.
+
+    \b
+    Example: referrals doctor
     """
     from referrals.settings_sources import (
         config_folder,
@@ -163,11 +172,6 @@ def _examined(settings: Settings) -> tuple[list[Problem], list[str]]:
         faults += error.problems
     else:
         directory, today = using.directory, using.today()
-        places = len(directory.regions)
-        notes.append(
-            f"{len(directory.interventions)} interventions, {len(directory.agencies)} agencies, "
-            f"{places} region{'s' if places > 1 else ''}."
-        )
         for agency in directory.agencies.values():
             if agency.email is None:
                 notes.append(f"{agency.title}: no address in agencies.toml, drafts only.")

@@ -238,6 +238,7 @@ class Session:
         self.handed_over = False
 
         self.stage = "sender"
+        _refuse_unfit(outgoing)
         options = self._mail_options(outgoing)
         sender, recipient = envelope.sender.encode(), envelope.recipient.encode()
         self._demand(2, await self._command(b"MAIL", b"FROM:<%b>" % sender, *options))

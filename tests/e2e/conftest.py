@@ -23,7 +23,7 @@ from referrals.samples import sample_case
 from tests.conftest import NOW, TODAY
 from tests.peers import Certificates
 
-DOCUMENTED = frozenset(range(12))
+DOCUMENTED = frozenset(range(13))
 REFERRALS = (sys.executable, "-m", "referrals")
 
 

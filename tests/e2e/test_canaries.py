@@ -276,7 +276,11 @@ def test_sending_tells_the_relay_and_nobody_else(
         )
         said = [
             referrals("send", *SEND),
-            referrals("send", *SEND, "--json"),
+            referrals("send", *SEND, "--json"),  # queued before: says so
+            referrals("send", *SEND, "--json", "--set", "reference=OTHER-2"),
+            referrals("outbox", "list"),
+            referrals("outbox", "list", "--json"),
+            referrals("audit", "export"),
             referrals("send", *SEND[:2]),
             referrals("doctor"),
             referrals("doctor", "--json"),

@@ -77,8 +77,8 @@ def test_each_message_has_an_id_of_its_own(
 ) -> None:
     with Beside(Sink()) as relay:
         relay_env(relay.port)
-        for _ in range(2):
-            assert referrals(*SEND).code == 0
+        for number in range(2):
+            assert referrals(*SEND, "--set", f"reference=CASE-{number}").code == 0
     ids = [message_from_bytes(one.content)["Message-ID"] for one in relay.arrived]
     assert len(set(ids)) == 2
 
@@ -247,7 +247,8 @@ def test_each_outcome_has_its_exit_code_and_words(
     script, code, kind, stage, reply = OUTCOMES[outcome]
     with Beside(ScriptedRelay(script)) as relay:
         relay_env(relay.port)
-        words, as_json = referrals(*SEND), referrals(*SEND, "--json")
+        words = referrals(*SEND)
+        as_json = referrals(*SEND, "--json", "--set", "reference=OTHER-2")
     assert (words.code, as_json.code) == (code, code)
     assert (words.out, as_json.err) == ("", "")
     error = as_json.json["error"]
@@ -339,10 +340,11 @@ def test_stopping_while_it_is_submitted_is_uncertain(
     def stopped(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("referrals.transports.smtp.SmtpTransport.deliver", stopped)
-    relay_env(2525)
-    for argv in (SEND, (*SEND, "--json")):
-        done = referrals(*argv)
+    monkeypatch.setattr("referrals.transports.smtp.Session.submit", stopped)
+    with Beside(ScriptedRelay()) as relay:
+        relay_env(relay.port)
+        both = [referrals(*SEND), referrals(*SEND, "--json", "--set", "reference=OTHER-2")]
+    for done in both:
         assert done.code == 10
         assert "may have it or not" in done.said
         assert "Traceback" not in done.said

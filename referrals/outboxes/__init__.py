@@ -1,0 +1,1 @@
+"""Where queued messages wait: one module an implementation of `ports.Outbox`."""

@@ -1,0 +1,425 @@
+"""Delivers what is due: lanes over reused connections, each message claimed before its attempt.
+
+What ends a run early is a relay that can't be reached or refuses us, and an outbox that can't be
+written. None of it is a referral's fault, so nothing is counted against any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+from referrals.delivery import DeliveryStatus, Outgoing, Receipt, RetryPolicy
+from referrals.errors import (
+    DeliveryError,
+    DeliveryUncertain,
+    LeaseLost,
+    MessageRefused,
+    OutboxError,
+    OutboxUnusable,
+    PermanentDeliveryError,
+    RelayRefused,
+    TransientDeliveryError,
+)
+from referrals.outboxes.sqlite import Claimed, Outcome, SqliteOutbox
+
+LEASE = timedelta(minutes=20)
+"""Longer than any attempt: the last reply may take ten minutes (RFC 5321 §4.5.3.2.6)."""
+
+_CLOSING = 421
+_POLL_S = 2.0
+_RECORD_AGAIN_S = (0.2, 1.0, 5.0)
+"""Waits before recording an outcome again: one that is forgotten arrives twice."""
+
+
+class Session(Protocol):
+    """A link to the relay that is ready for messages, one after another."""
+
+    async def submit(self, outgoing: Outgoing) -> Receipt: ...
+
+    async def reset(self) -> None:
+        """Make ready for the next message after a refused one; raises if the link is gone."""
+        ...
+
+
+class Relay(Protocol):
+    """Where sessions come from; `name` is for people."""
+
+    @property
+    def name(self) -> str: ...
+
+    def session(self) -> AbstractAsyncContextManager[Session]: ...
+
+
+@dataclass(frozen=True)
+class DeliveryOptions:
+    """How to deliver. `rate_per_minute` of 0 means as fast as the relay takes it.
+
+    `lanes` is how many links there are at most; a relay that allows fewer gets fewer.
+    """
+
+    lanes: int = 4
+    rate_per_minute: int = 0
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    hold_uncertain: bool = False
+
+
+@dataclass
+class Report:
+    """What a run came to, by status; `relay_fault` is why it ended early, if it did."""
+
+    outcomes: Counter[DeliveryStatus] = field(default_factory=Counter)
+    recovered: int = 0
+    relay_fault: RelayRefused | TransientDeliveryError | None = None
+
+
+@dataclass
+class _Run(Report):
+    """A report while its run lasts."""
+
+    link_fault: TransientDeliveryError | None = None  # one lane's, while others may go on
+    outbox_fault: OutboxError | None = None
+    unrecorded: list[str] = field(default_factory=list)
+
+
+class _Renew(Exception):
+    """This link is of no more use; another may be."""
+
+
+class _NoLink(Exception):
+    """This lane gets no link, or none that takes a message; `fault` says why."""
+
+    def __init__(self, fault: TransientDeliveryError) -> None:
+        self.fault = fault
+
+
+class Worker:
+    """Delivers from one outbox through one relay.
+
+    Args:
+        now, jitter: the clock, aware, and a number from -1 to 1; given so that tests can choose.
+        told: called with each message and what became of it.
+    """
+
+    def __init__(
+        self,
+        outbox: SqliteOutbox,
+        relay: Relay,
+        options: DeliveryOptions,
+        *,
+        now: Callable[[], datetime],
+        jitter: Callable[[], float],
+        told: Callable[[Claimed, DeliveryStatus, Outcome], None] = lambda *_: None,
+    ) -> None:
+        self._outbox = outbox
+        self._relay = relay
+        self._options = options
+        self._now = now
+        self._jitter = jitter
+        self._told = told
+        self._owner = owner_name()
+        self._stopping = asyncio.Event()
+        self._pace = _Pace(options.rate_per_minute)
+
+    def stop(self) -> None:
+        """Finish what is under way and take nothing new."""
+        self._stopping.set()
+
+    async def deliver_due(self, only: int | None = None) -> Report:
+        """Try everything that is due, once. `only` names one message, to be tried due or not.
+
+        Raises:
+            OutboxUnusable: the outbox can't be written. Every lane has finished what it was at;
+                what the relay took without our being able to record it is named.
+        """
+        run = _Run()
+        run.recovered = await self._outbox.recover(
+            self._now(),
+            self._options.policy,
+            is_gone=is_gone,
+            hold_uncertain=self._options.hold_uncertain,
+        )
+        lanes = 1 if only is not None else self._options.lanes
+        if self._options.rate_per_minute:
+            # So that none waits for its turn for longer than a minute, holding a message.
+            lanes = min(lanes, self._options.rate_per_minute)
+        ended = await asyncio.gather(
+            *(self._lane(f"{self._owner}/{number}", run, only) for number in range(lanes)),
+            return_exceptions=True,
+        )
+        for fault in ended:
+            if fault is not None:
+                raise fault
+        if run.unrecorded:
+            raise OutboxUnusable(
+                f"{run.outbox_fault} The relay was given {', '.join(run.unrecorded)}, which could "
+                "not be recorded: what it took may arrive twice."
+            )
+        if run.outbox_fault is not None:
+            raise run.outbox_fault
+        run.relay_fault = run.relay_fault or run.link_fault
+        return run
+
+    async def watch(self, seen: Callable[[Report], None] = lambda _: None) -> None:
+        """Deliver whatever becomes due, until `stop`.
+
+        A relay that can't be reached or refuses us is tried again after a while, longer each time
+        up to five minutes.
+        """
+        faults = 0
+        while not self._stopping.is_set():
+            report = await self.deliver_due()
+            seen(report)
+            faults = faults + 1 if report.relay_fault else 0
+            pause_s = min(300.0, _POLL_S * 2 ** min(faults, 10)) if faults else _POLL_S
+            try:
+                await asyncio.wait_for(self._stopping.wait(), pause_s)
+            except TimeoutError:
+                continue
+
+    async def _lane(self, owner: str, run: _Run, only: int | None) -> None:
+        """Claim and attempt until nothing is due. The link is opened only once something is."""
+        try:
+            while (claimed := await self._claim(owner, run, only)) is not None:
+                try:
+                    await self._use_link(owner, claimed, run, only)
+                except _Renew:
+                    if only is not None:
+                        return  # it had its attempt
+                except _NoLink as error:
+                    # Another lane may have one: a relay may allow fewer than we have lanes.
+                    run.link_fault = run.link_fault or error.fault
+                    return
+                except RelayRefused as error:
+                    run.relay_fault = run.relay_fault or error
+                    return
+        except OutboxError as error:
+            # The account can't be kept: take nothing new in any lane.
+            run.outbox_fault = run.outbox_fault or error
+
+    async def _claim(self, owner: str, run: _Run, only: int | None) -> Claimed | None:
+        if self._is_over(run):
+            return None
+        claimed = await self._outbox.claim(owner, self._now(), LEASE, only=only)
+        if claimed is None:
+            run.link_fault = None  # nothing is left that a lane without a link would have tried
+        return claimed
+
+    async def _use_link(self, owner: str, first: Claimed, run: _Run, only: int | None) -> None:
+        """Open a link and attempt one message after another over it, until nothing is due.
+
+        Raises:
+            _Renew, _NoLink, RelayRefused
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                session = await stack.enter_async_context(self._relay.session())
+            except TransientDeliveryError as error:
+                await self._outbox.release(first, owner)
+                raise _NoLink(error) from None
+            except BaseException:
+                await self._outbox.release(first, owner)
+                raise
+            claimed: Claimed | None = first
+            relayed = 0
+            while claimed is not None:
+                if not await self._pace.wait(self._stopping):
+                    await self._outbox.release(claimed, owner)
+                    return
+                try:
+                    outcome, link_is_good = await self._attempt(session, claimed, relayed)
+                except (RelayRefused, _NoLink, _Renew):
+                    await self._outbox.release(claimed, owner)
+                    raise
+                except asyncio.CancelledError:
+                    # It may have been handed over, see `ports.Transport`.
+                    ended = Outcome(
+                        DeliveryStatus.UNCERTAIN, self._relay.name, "", None, "we were stopped"
+                    )
+                    await self._record(claimed, owner, ended, run)
+                    raise
+                await self._record(claimed, owner, outcome, run)
+                if not link_is_good:
+                    raise _Renew
+                if only is not None:
+                    return
+                relayed += outcome.status is DeliveryStatus.RELAYED
+                claimed = await self._claim(owner, run, only)
+
+    async def _attempt(
+        self, session: Session, claimed: Claimed, relayed: int
+    ) -> tuple[Outcome, bool]:
+        """What became of it, and whether the link is good for another.
+
+        Args:
+            relayed: how many messages this link has taken so far.
+
+        Raises:
+            _Renew: the relay wants no more messages over this link, as it may after so many or
+                after so much time: that is normal life, and another link will do.
+            _NoLink: it wants no message at all just now.
+            RelayRefused: it wants none from us.
+        """
+        name = self._relay.name
+        if not claimed.is_intact:
+            words = "Its bytes are not those that were queued. Make the referral anew."
+            return Outcome(DeliveryStatus.FAILED, name, "", None, words), True
+        try:
+            receipt = await session.submit(claimed.outgoing)
+        except DeliveryUncertain as error:
+            return _outcome(DeliveryStatus.UNCERTAIN, name, error), False
+        except TransientDeliveryError as error:
+            closed = error.reply is None or error.reply.code == _CLOSING
+            if relayed and (closed or error.stage == "sender"):
+                raise _Renew from None
+            if closed and error.stage == "sender":
+                raise _NoLink(error) from None
+            good = not closed and await _is_good(session)
+            return _outcome(DeliveryStatus.DELAYED, name, error), good
+        except PermanentDeliveryError as error:
+            return _outcome(DeliveryStatus.FAILED, name, error), await _is_good(session)
+        except MessageRefused as error:
+            return Outcome(DeliveryStatus.FAILED, name, "content", None, str(error)), True
+        return Outcome(receipt.status, name, "content", receipt.reply), True
+
+    async def _record(self, claimed: Claimed, owner: str, outcome: Outcome, run: _Run) -> None:
+        """Record an outcome, patiently: to forget one is to submit the message twice."""
+        for pause_s in (*_RECORD_AGAIN_S, None):
+            try:
+                status = await self._outbox.record(
+                    claimed,
+                    owner,
+                    outcome,
+                    self._now(),
+                    self._options.policy,
+                    jitter=self._jitter(),
+                    hold_uncertain=self._options.hold_uncertain,
+                )
+                break
+            except LeaseLost:
+                return  # whoever took it over keeps the account of it
+            except OutboxUnusable as error:
+                run.outbox_fault = run.outbox_fault or error
+                if pause_s is None:
+                    run.unrecorded.append(claimed.outgoing.reference)
+                    raise
+                await asyncio.sleep(pause_s)
+        run.outcomes[status] += 1
+        self._told(claimed, status, outcome)
+
+    def _is_over(self, run: _Run) -> bool:
+        return (
+            self._stopping.is_set() or run.relay_fault is not None or run.outbox_fault is not None
+        )
+
+
+class _Pace:
+    """Lets one message through each so often, for all lanes together."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._every_s = 60.0 / per_minute if per_minute else 0.0
+        self._next = 0.0
+
+    async def wait(self, stopping: asyncio.Event) -> bool:
+        """Wait for one's turn; false if it is not to come."""
+        if not self._every_s:
+            return True
+        now = asyncio.get_running_loop().time()
+        mine = max(now, self._next)
+        self._next = mine + self._every_s
+        try:
+            async with asyncio.timeout(mine - now):
+                await stopping.wait()
+        except TimeoutError:
+            return True
+        return False
+
+
+def _outcome(
+    status: DeliveryStatus,
+    relay: str,
+    error: TransientDeliveryError | PermanentDeliveryError | DeliveryUncertain,
+) -> Outcome:
+    return Outcome(status, relay, error.stage, error.reply, str(error), error)
+
+
+async def _is_good(session: Session) -> bool:
+    """Whether the link takes another message after a refused one."""
+    try:
+        await session.reset()
+    except DeliveryError:
+        return False
+    return True
+
+
+def owner_name() -> str:
+    """This process, by a name that no other has: boot, process namespace, id, time of start."""
+    return f"{_boot()}.{_namespace()}.{os.getpid()}.{_start(os.getpid())}"
+
+
+def is_gone(owner: str) -> bool:
+    """Whether the process that holds a lease has ended; where that can't be told, it has not.
+
+    A process in another container can't be seen from here, so only the lease tells.
+    """
+    try:
+        boot, namespace, pid, start = owner.partition("/")[0].split(".")
+        number = int(pid)
+    except ValueError:
+        return False
+    if not (boot and namespace and start and _boot()):
+        return False
+    if boot != _boot():
+        return True
+    if namespace != _namespace():
+        return False
+    now = _start(number)
+    return now != start if now else not _exists(number)
+
+
+def _boot() -> str:
+    """Names this run of the system, the same in all its containers."""
+    return _read("/proc/sys/kernel/random/boot_id").strip()
+
+
+def _namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").stat().st_ino)
+    except OSError:
+        return ""
+
+
+def _start(pid: int) -> str:
+    """When a process started, in ticks since boot; "" if it can't be seen.
+
+    Source: proc(5), /proc/pid/stat, fields 3 and 22.
+    """
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    if len(fields) < 20:
+        return ""
+    return "ended" if fields[0] in "ZX" else fields[19]  # a zombie only waits for its parent
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+
+
+def _exists(pid: int) -> bool:
+    """Also for a process whose /proc is hidden from us (hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
