@@ -54,7 +54,8 @@ def save_draft(folder: Path, name: str, content: bytes, *, beside: bool = False)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "the system says no"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "Free some room" if full else "Choose another folder with --out"
+        room = "Free some room, or choose" if full else "Choose"
+        remedy = f"{room} another folder with --out"
         raise DraftUnwritable(
             f"The draft could not be saved in {folder}: {reason}. Nothing was left there. {remedy}."
         ) from None

@@ -622,8 +622,14 @@ def test_an_empty_folder_is_named(config: Path, folder: str) -> None:
 
 
 def test_an_empty_config_names_both_folders(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
     found = [problem.where for problem in problems(tmp_path / "config")]
     assert found == ["config/regions", "config/interventions"]
+
+
+def test_a_config_that_is_not_there_is_said(tmp_path: Path) -> None:
+    problem = the_problem(tmp_path / "config")
+    assert (problem.where, problem.remedy) == ("config", "Check REFERRALS_CONFIG.")
 
 
 @pytest.mark.parametrize("part", TEMPLATE_PARTS)
