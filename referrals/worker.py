@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -87,6 +87,8 @@ class _Run(Report):
     link_fault: TransientDeliveryError | None = None  # one lane's, while others may go on
     outbox_fault: OutboxError | None = None
     unrecorded: list[str] = field(default_factory=list)
+    linked: bool = False
+    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class _Renew(Exception):
@@ -190,6 +192,7 @@ class Worker:
             while (claimed := await self._claim(owner, run, only)) is not None:
                 try:
                     await self._use_link(owner, claimed, run, only)
+                    return
                 except _Renew:
                     if only is not None:
                         return  # it had its attempt
@@ -220,7 +223,7 @@ class Worker:
         """
         async with AsyncExitStack() as stack:
             try:
-                session = await stack.enter_async_context(self._relay.session())
+                session = await self._open(stack, run)
             except TransientDeliveryError as error:
                 await self._outbox.release(first, owner)
                 raise _NoLink(error) from None
@@ -230,8 +233,13 @@ class Worker:
             claimed: Claimed | None = first
             relayed = 0
             while claimed is not None:
-                if not await self._pace.wait(self._stopping):
-                    await self._outbox.release(claimed, owner)
+                its_turn = False
+                try:
+                    its_turn = await self._pace.wait(self._stopping)
+                finally:
+                    if not its_turn:
+                        await self._outbox.release(claimed, owner)
+                if not its_turn:
                     return
                 try:
                     outcome, link_is_good = await self._attempt(session, claimed, relayed)
@@ -252,6 +260,26 @@ class Worker:
                     return
                 relayed += outcome.status is DeliveryStatus.RELAYED
                 claimed = await self._claim(owner, run, only)
+
+    async def _open(self, stack: AsyncExitStack, run: _Run) -> Session:
+        """Open a link; the first of a run by one lane alone.
+
+        So a wrong password is tried once, not once a lane, which may lock the account.
+        """
+        async with nullcontext() if run.linked else run.opening:
+            fault = run.relay_fault or run.link_fault
+            if fault is not None and not run.linked:
+                raise fault
+            try:
+                session = await stack.enter_async_context(self._relay.session())
+            except RelayRefused as error:
+                run.relay_fault = run.relay_fault or error
+                raise
+            except TransientDeliveryError as error:
+                run.link_fault = run.link_fault or error
+                raise
+            run.linked = True
+            return session
 
     async def _attempt(
         self, session: Session, claimed: Claimed, relayed: int
@@ -305,8 +333,7 @@ class Worker:
                 break
             except LeaseLost:
                 return  # whoever took it over keeps the account of it
-            except OutboxUnusable as error:
-                run.outbox_fault = run.outbox_fault or error
+            except OutboxUnusable:
                 if pause_s is None:
                     run.unrecorded.append(claimed.outgoing.reference)
                     raise

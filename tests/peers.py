@@ -75,6 +75,7 @@ _ORDERLY: dict[str, Step] = {
     "rcpt": Say(b"250 2.1.5 recipient ok\r\n"),
     "data": Say(b"354 go on\r\n"),
     "content": Say(b"250 2.0.0 taken as X1\r\n"),
+    "rset": Say(b"250 2.0.0 ok\r\n"),
     "noop": Say(b"250 2.0.0 ok\r\n"),
     "quit": Say(b"221 2.0.0 bye\r\n", close=True),
 }
@@ -98,7 +99,7 @@ class ScriptedRelay:
 
     Steps: greeting, ehlo, ehlo-secured (after STARTTLS), starttls, handshake (in place of TLS),
     auth, auth-step (each further line of AUTH), mail, rcpt, data, mid-content (once 64 octets are
-    there), content (after the final dot), noop, quit.
+    there), content (after the final dot), rset, noop, quit.
     """
 
     script: Mapping[str, Step] = field(default_factory=dict)

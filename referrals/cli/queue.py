@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from referrals.bootstrap import now, open_outbox
+from referrals import bootstrap
+from referrals.bootstrap import open_outbox
 from referrals.cli.common import json_option, print_json, print_table
 from referrals.cli.relay import configured_relay
 from referrals.delivery import DeliveryStatus
@@ -158,7 +159,7 @@ def _decision(verb: str) -> Any:
     @json_option
     def command(reference: str, as_json: bool) -> None:
         with open_outbox(read_settings()) as outbox:
-            held: Held = getattr(outbox, verb)(reference.upper(), now())
+            held: Held = getattr(outbox, verb)(reference.upper(), bootstrap.now())
         if as_json:
             print_json(held_json(held))
         else:
@@ -186,7 +187,7 @@ def outbox_purge(days: int | None, as_json: bool) -> None:
     settings = read_settings()
     keep = settings.delivery.keep_content_days if days is None else days
     with open_outbox(settings) as outbox:
-        purged = outbox.purge(now() - timedelta(days=keep), now())
+        purged = outbox.purge(bootstrap.now() - timedelta(days=keep), bootstrap.now())
     drafts = _purge_drafts(settings)
     if as_json:
         print_json({"purged": purged, "drafts_deleted": drafts})
@@ -195,7 +196,7 @@ def outbox_purge(days: int | None, as_json: bool) -> None:
 
 
 def _purge_drafts(settings: Settings) -> int:
-    oldest = (now() - timedelta(days=settings.delivery.keep_drafts_days)).timestamp()
+    oldest = (bootstrap.now() - timedelta(days=settings.delivery.keep_drafts_days)).timestamp()
     old = [
         draft
         for draft in (settings.outbox / "drafts").glob("*.eml")
@@ -252,7 +253,7 @@ def outbox_erase(case_reference: str, yes: bool, as_json: bool) -> None:
         found = outbox.held(case_reference=case_reference, limit=10_000)
         if not found:
             raise NotInOutbox(f"Nothing of {case_reference} is in the outbox.")
-        erased = outbox.erase(case_reference, now()) if yes else 0
+        erased = outbox.erase(case_reference, bootstrap.now()) if yes else 0
     whole = [one.reference for one in found if one.purged_at is None]
     if as_json:
         print_json({"erased": erased, "found": whole})
@@ -304,7 +305,7 @@ def deliver_with(
         outbox,
         SmtpTransport(relay),
         options_of(settings.delivery),
-        now=now,
+        now=bootstrap.now,
         jitter=lambda: random.uniform(-1, 1),  # noqa: S311 - spreads retries, no secret
         told=told,
     )
@@ -366,7 +367,7 @@ def deliver_command(watch: bool, as_json: bool) -> None:
         click.echo(", ".join(f"{n} {name}" for name, n in sorted(counts.items())) or "Empty.")
     if whole.relay_fault is not None and not as_json:
         raise whole.relay_fault
-    code = _exit_code(whole)
+    code = code_of(whole)
     if code:
         raise click.exceptions.Exit(code)
 
@@ -376,7 +377,7 @@ def _seen(report: Report, as_json: bool) -> None:
         click.echo(f"Waiting: {report.relay_fault}", err=True)
 
 
-def _exit_code(report: Report) -> int:
+def code_of(report: Report) -> int:
     from referrals.errors import RelayRefused
 
     if report.relay_fault is not None:
@@ -511,7 +512,7 @@ def ack_command(reference: str, as_json: bool) -> None:
 
     today = service().today()
     with open_outbox(read_settings()) as outbox:
-        held = outbox.acknowledge(reference.upper(), today, now())
+        held = outbox.acknowledge(reference.upper(), today, bootstrap.now())
     if as_json:
         print_json(held_json(held))
     else:

@@ -185,6 +185,7 @@ class SqliteOutbox:
         except (OSError, sqlite3.Error) as error:
             raise _unusable(path, error) from None
         try:
+            _version(connection, path)  # refuse before anything is changed
             _use_wal(connection, path, patience_s)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
@@ -1017,14 +1018,17 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    # In one statement, so that another process that makes the tables just now does not mislead us.
+    version, tables = connection.execute(
+        "SELECT user_version, (SELECT count(*) FROM sqlite_schema) FROM pragma_user_version"
+    ).fetchone()
     if version > VERSION:
         raise OutboxUnusable(f"{path} was made by a newer version of referrals. Use that version.")
-    if version == 0 and connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
+    if version == 0 and tables:
         raise OutboxUnusable(
             f"{path} is another program's database. Move it away, or set REFERRALS_OUTBOX."
         )
-    return version
+    return int(version)
 
 
 def _statements(script: str) -> Iterator[str]:
