@@ -257,7 +257,9 @@ def _link_factory(sink: Sink) -> Callable[[ssl.SSLContext | None], Any]:
 
         def abort(self) -> None:
             if isinstance(self.transport, asyncio.WriteTransport):
-                self.transport.abort()
+                # In Python 3.11.2, Debian 12's, a TLS link that is closing can't be aborted.
+                with suppress(AttributeError):
+                    self.transport.abort()
 
     def new_link(starttls: ssl.SSLContext | None) -> Link:
         return Link(

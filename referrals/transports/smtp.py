@@ -182,9 +182,9 @@ class _Link(aiosmtplib.SMTP):
         """Close now: TLS's closing handshake would wait 30 s for a relay that hangs."""
         transport = self.transport
         self.was_up = self.was_up or transport is not None
-        super().close()
         if isinstance(transport, asyncio.WriteTransport):
-            transport.abort()
+            transport.abort()  # first: Python 3.11.2, Debian 12's, can't abort what it has closed
+        super().close()
 
 
 class Session:
