@@ -103,7 +103,7 @@ def parse_csv(text: str, name: str) -> Iterator[dict[str, Any]]:
         header = [cell.strip() for cell in next(rows, [])]
         while header and not header[-1]:
             header.pop()  # Excel leaves a separator behind what was deleted
-        _check_header(header, name)
+        check_header(header, name)
         for number, row in enumerate(rows, 2):
             if not any(cell.strip() for cell in row):
                 continue
@@ -117,7 +117,8 @@ def parse_csv(text: str, name: str) -> Iterator[dict[str, Any]]:
         raise CaseUnreadable(f"{name} is not CSV: {error}, line {rows.line_num}.") from None
 
 
-def _check_header(header: list[str], name: str) -> None:
+def check_header(header: list[str], name: str) -> None:
+    """Raises CaseUnreadable for none at all, CaseInvalid for names that can't be columns."""
     if not any(header):
         raise CaseUnreadable(f"{name} is empty. `referrals new --csv` prints one to start from.")
     problems = []

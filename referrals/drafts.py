@@ -25,7 +25,9 @@ class Draft:
     written: bool
 
 
-def save_draft(folder: Path, name: str, content: bytes, *, beside: bool = False) -> Draft:
+def save_draft(
+    folder: Path, name: str, content: bytes, *, beside: bool = False, sweep: bool = True
+) -> Draft:
     """Put a draft into a folder, which is made (0700) if it is not there; the file is 0600.
 
     Temporary file, fsync, link to its name, fsync of the folder: after a crash there is the whole
@@ -33,6 +35,7 @@ def save_draft(folder: Path, name: str, content: bytes, *, beside: bool = False)
 
     Args:
         beside: where another draft has the name, write `name-2` and so on.
+        sweep: look for what was left half-way; of many drafts, the first one's call is enough.
 
     Raises:
         DraftChanged: another draft has the name; it is left as it is.
@@ -40,7 +43,8 @@ def save_draft(folder: Path, name: str, content: bytes, *, beside: bool = False)
     """
     try:
         _make_folder(folder)
-        _sweep(folder)
+        if sweep:
+            _sweep(folder)
         for _ in range(_MOST_TRIES):
             path, there = _place(folder, name, content, beside)
             if there:

@@ -32,6 +32,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "preview": ("letters", "Show the e-mail that would be made."),
         "draft": ("letters", "Save the e-mail as an .eml draft."),
         "send": ("relay", "Submit the e-mail through the relay."),
+        "batch": ("batch", "Check, draft or send every row of a spreadsheet."),
     },
     "Follow it": {
         "outbox": ("queue", "What was queued and what became of it: list, retry, cancel, purge."),
