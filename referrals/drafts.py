@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,20 @@ def save_draft(
         raise DraftUnwritable(
             f"The draft could not be saved in {folder}: {reason}. Nothing was left there. {remedy}."
         ) from None
+
+
+def drafts_folder(outbox: Path) -> Path:
+    """The outbox's own folder for drafts, closed to others if it is there already.
+
+    A checkout comes with one as open as the umask made it; a folder of the user's own choosing
+    (--out) is left as it is.
+    """
+    folder = outbox / "drafts"
+    for own in (outbox, folder):
+        with suppress(OSError):  # not there yet, or not ours to change: saving will say more
+            if own.stat().st_mode & 0o077:
+                own.chmod(0o700)
+    return folder
 
 
 def _make_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from referrals.case_files import parse
 from referrals.cli.cases import print_assessment
 from referrals.cli.faults import report
 from referrals.cli.relay import print_arrived
-from referrals.drafts import save_draft
+from referrals.drafts import drafts_folder, save_draft
 from referrals.errors import ReferralsError
 from referrals.service import Referral, Service
 from referrals.settings import RelaySettings, Security
@@ -37,7 +37,7 @@ def main() -> int:
 
 def show() -> int:
     using = build_service(read_settings())
-    folder = ROOT / "outbox" / "drafts"
+    folder = drafts_folder(ROOT / "outbox")
     last: Referral | None = None
     for name in SAMPLES:
         last = draft_all(using, ROOT / "samples" / name, folder) or last

@@ -143,6 +143,8 @@ def batch_command(
         raise click.exceptions.Exit(3 if seen.wrong else 0)
     if send and not accept_unverified:
         check_addresses(seen, using)
+    from referrals.drafts import drafts_folder
+
     relay = configured_relay(settings.relay) if send else None
     if skipped and seen.wrong:
         _write_skipped(rows, seen, skipped)
@@ -152,7 +154,7 @@ def batch_command(
 
     job = _Job(rows, using, seen, progress)
     if relay is None:
-        folder = Path(out) if out else settings.outbox / "drafts"
+        folder = Path(out) if out else drafts_folder(settings.outbox)
         code = _draft(job, folder, result, beside=beside, as_json=as_json)
     else:
         code = _send(job, settings, relay, result, accept=accept_unverified, as_json=as_json)

@@ -23,7 +23,7 @@ from referrals.cli.common import (
     service,
 )
 from referrals.cli.faults import described, exit_code, finding_json, report
-from referrals.drafts import Draft, save_draft
+from referrals.drafts import Draft, drafts_folder, save_draft
 from referrals.errors import DraftError, ReferralsError
 from referrals.service import Referral
 
@@ -185,7 +185,7 @@ def draft_command(
     if out == "-":
         sys.stdout.buffer.write(contents[0])
         return
-    folder = Path(out) if out else settings.outbox / "drafts"
+    folder = Path(out) if out else drafts_folder(settings.outbox)
     drafts, fault = _save(folder, referrals, contents, beside=beside)
     if as_json:
         shown: dict[str, Any] = {

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from referrals.drafts import Draft, save_draft
+from referrals.drafts import Draft, drafts_folder, save_draft
 from referrals.errors import DraftChanged, DraftError, DraftUnwritable
 
 NAME = "X3FF-P9K4-LH2Z-mediation.eml"
@@ -60,6 +60,17 @@ def test_a_folder_that_is_there_keeps_its_mode(folder: Path) -> None:
 
     assert mode(save_draft(folder, NAME, CONTENT).path) == 0o600
     assert mode(folder) == 0o750
+
+
+def test_the_outbox_of_a_checkout_is_closed_to_others(tmp_path: Path) -> None:
+    """Git makes its folders as open as the umask lets it."""
+    outbox = tmp_path / "outbox"
+    assert drafts_folder(outbox) == outbox / "drafts", "nothing is made before it is needed"
+    assert not outbox.exists()
+    (outbox / "drafts").mkdir(parents=True)
+    outbox.chmod(0o755)
+    (outbox / "drafts").chmod(0o775)
+    assert [mode(drafts_folder(outbox)), mode(outbox)] == [0o700, 0o700]
 
 
 @pytest.mark.parametrize("beside", [False, True])
