@@ -179,6 +179,11 @@ class Consent(CaseModel):
     how: How = _public("How it was given", optional=False)
     withdrawn_on: PastDay | None = _public("Withdrawn on")
 
+    @property
+    def stands(self) -> bool:
+        """Given, and not taken back."""
+        return self.given and self.withdrawn_on is None
+
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.withdrawn_on and not self.given:
@@ -266,10 +271,7 @@ class Case(CaseModel):
 
 
 def _newest(consent: Consent) -> tuple[date, bool]:
-    return (
-        consent.withdrawn_on or consent.on,
-        not consent.given or consent.withdrawn_on is not None,
-    )
+    return consent.withdrawn_on or consent.on, not consent.stands
 
 
 def age_on(day: date, born: date) -> int:

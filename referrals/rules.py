@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, tzinfo
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -75,6 +75,9 @@ class Circumstances:
     today: date
     timezone: tzinfo
 
+    def path_of(self, question: str) -> str:
+        return f"answers.{self.intervention_id}.{question}"
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -105,10 +108,8 @@ class _Check(BaseModel):
         """(key, question) for each question that the check looks at."""
         return iter(())
 
-    @property
-    def needs_answers(self) -> bool:
-        """Whether the check sees nothing amiss where its questions are not answered."""
-        return False
+    needs_answers: ClassVar[bool] = False
+    """Whether the check sees nothing amiss where its questions are not answered."""
 
 
 class AreaServed(_Check):
@@ -139,7 +140,7 @@ class ConsentGiven(_Check):
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         consent = seen.case.consent_of(self.person, seen.intervention_id)
-        if consent and consent.given and consent.withdrawn_on is None:
+        if consent and consent.stands:
             return
         if self.unless_answer and seen.answers.get(self.unless_answer):
             return
@@ -228,22 +229,19 @@ class AnsweredIfYounger(_AgeRule):
         if age is None or age >= self.age:
             return
         if not any(seen.answers.get(name) for name in self.answers):
-            yield Hit(f"answers.{seen.intervention_id}.{self.answers[0]}", missing=True)
+            yield Hit(seen.path_of(self.answers[0]), missing=True)
 
 
 class AnswerIs(_Check):
     """Bites if the answer is, or among several holds, `value`."""
 
     name: Literal["answer-is"]
+    needs_answers: ClassVar[bool] = True
     answer: str
     value: bool | str
 
     def answers_read(self) -> Iterator[tuple[str, str]]:
         yield "answer", self.answer
-
-    @property
-    def needs_answers(self) -> bool:
-        return True
 
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         answer = seen.answers.get(self.answer)
@@ -251,7 +249,7 @@ class AnswerIs(_Check):
             return
         among = isinstance(answer, tuple) and self.value in answer
         if among or answer == self.value:
-            yield Hit(f"answers.{seen.intervention_id}.{self.answer}")
+            yield Hit(seen.path_of(self.answer))
 
 
 class SpanAtMost(_Check):
@@ -262,6 +260,7 @@ class SpanAtMost(_Check):
     """
 
     name: Literal["span-at-most"]
+    needs_answers: ClassVar[bool] = True
     start: str
     end: str
     hours: int = Field(ge=1)
@@ -271,15 +270,11 @@ class SpanAtMost(_Check):
         yield "start", self.start
         yield "end", self.end
 
-    @property
-    def needs_answers(self) -> bool:
-        return True
-
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         start, end = seen.answers.get(self.start), seen.answers.get(self.end)
         if not (isinstance(start, datetime) and isinstance(end, datetime)):
             return
-        where = f"answers.{seen.intervention_id}.{self.end}"
+        where = seen.path_of(self.end)
         # Of an hour that comes twice, the end is taken as the later one: the longest it can mean.
         elapsed = _utc(end.replace(fold=1), seen.timezone) - _utc(start, seen.timezone)
         if elapsed <= timedelta(0):
@@ -312,20 +307,17 @@ class Addressed(_Check):
     """
 
     name: Literal["addressed"]
+    needs_answers: ClassVar[bool] = True
     answer: str
 
     def answers_read(self) -> Iterator[tuple[str, str]]:
         yield "answer", self.answer
 
-    @property
-    def needs_answers(self) -> bool:
-        return True
-
     def hits(self, seen: Circumstances) -> Iterator[Hit]:
         answer = seen.answers.get(self.answer)
         chosen = answer if isinstance(answer, tuple) else (answer,)
         reasons = seen.unaddressed.get(self.answer, {})
-        where = f"answers.{seen.intervention_id}.{self.answer}"
+        where = seen.path_of(self.answer)
         for option in chosen:
             if option in reasons:
                 yield Hit(where, reasons[str(option)])

@@ -165,14 +165,13 @@ class Service:
             sender = Sender(self.mail.sender_name, self.mail.sender, referrer.email)
         else:
             sender = Sender(referrer.name, referrer.email, referrer.email)
-        domain = sender.address.rpartition("@")[2]
         content = compose_outgoing(
             referral.letter,
             sender,
             recipient,
             self.mail.marking,
             date=self.now(),
-            message_id=f"<{referral.reference}.{token}@{domain}>",
+            message_id=_message_id(referral, token, sender.address),
         )
         return Outgoing(referral.reference, Envelope(sender.address, recipient), content)
 
@@ -187,19 +186,22 @@ class Service:
         from referrals.delivery import Submission
 
         outgoing = self.outgoing(referral, token=token, accept_unverified=accept_unverified)
-        sender = outgoing.envelope.sender
         today = self.today(referral.assessment.place)
         return Submission(
             content_key=content_key(referral.assessment),
             case_reference=referral.case.reference,
             intervention=referral.intervention_id,
             agency=referral.agency.id,
-            message_id=f"<{referral.reference}.{token}@{sender.rpartition('@')[2]}>",
+            message_id=_message_id(referral, token, outgoing.envelope.sender),
             acknowledge_by=referral.acknowledge_by,
             outgoing=outgoing,
             detail=disclosure(referral)
             | {"accepted_unverified": not referral.agency.is_verified(today)},
         )
+
+
+def _message_id(referral: Referral, token: str, sender: str) -> str:
+    return f"<{referral.reference}.{token}@{sender.rpartition('@')[2]}>"
 
 
 def content_key(assessment: Assessment) -> str:
@@ -238,8 +240,7 @@ def disclosure(referral: Referral) -> dict[str, Any]:
     for role in type(case.people).model_fields:
         consent = case.consent_of(role, intervention.id)
         if consent:
-            valid = consent.given and consent.withdrawn_on is None
-            consents[role] = {"on": consent.on.isoformat(), "given": valid}
+            consents[role] = {"on": consent.on.isoformat(), "given": consent.stands}
     return {
         "facts": sorted(path for path in intervention.facts),
         "fields": sorted(referral.assessment.answers),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from referrals import errors
 from referrals.rules import Finding
+
+if TYPE_CHECKING:
+    from referrals.delivery import Reply
 
 _EXIT_CODES: tuple[tuple[type[errors.ReferralsError], int], ...] = (
     (errors.ReferralBlocked, 4),
@@ -75,10 +78,12 @@ def described(error: errors.ReferralsError) -> dict[str, Any]:
     if isinstance(error, errors.DeliveryError):
         made["stage"] = error.stage
         reply = error.reply
-        made["reply"] = (
-            {"code": reply.code, "enhanced": reply.enhanced, "text": reply.text} if reply else None
-        )
+        made["reply"] = reply_json(reply) if reply else None
     return made
+
+
+def reply_json(reply: Reply) -> dict[str, Any]:
+    return {"code": reply.code, "enhanced": reply.enhanced, "text": reply.text}
 
 
 def problem_json(problem: errors.Problem) -> dict[str, str]:

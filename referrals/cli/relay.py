@@ -21,6 +21,7 @@ from referrals.cli.common import (
     print_json,
     read_case_file,
 )
+from referrals.cli.faults import reply_json
 from referrals.cli.letters import referral_json
 from referrals.delivery import DeliveryStatus, Reply
 from referrals.errors import (
@@ -209,9 +210,7 @@ def _say_sent(referral: Referral, held: Held, outcome: Outcome | None, *, as_jso
                 "status": str(held.status),
                 "queued_before": outcome is None,
                 "relay": outcome.relay if outcome else None,
-                "reply": {"code": reply.code, "enhanced": reply.enhanced, "text": reply.text}
-                if reply
-                else None,
+                "reply": reply_json(reply) if reply else None,
             }
         )
         return

@@ -661,7 +661,7 @@ class SqliteOutbox:
         return [
             Attempt(
                 started_at=_moment(row["started_at"]),
-                ended_at=_moment(row["ended_at"]) if row["ended_at"] is not None else None,
+                ended_at=_moment_if(row["ended_at"]),
                 outcome=row["outcome"],
                 stage=row["stage"],
                 code=row["code"],
@@ -1071,6 +1071,10 @@ def _moment(micros: int) -> datetime:
     return _EPOCH + micros * _MICROSECOND
 
 
+def _moment_if(micros: int | None) -> datetime | None:
+    return None if micros is None else _moment(micros)
+
+
 def _held(row: sqlite3.Row) -> Held:
     return Held(
         id=row["id"],
@@ -1084,13 +1088,13 @@ def _held(row: sqlite3.Row) -> Held:
         size=row["size"],
         status=DeliveryStatus(row["status"]),
         queued_at=_moment(row["queued_at"]),
-        due_at=_moment(row["due_at"]) if row["due_at"] is not None else None,
+        due_at=_moment_if(row["due_at"]),
         attempts=row["attempts"],
         maybe_doubled=bool(row["maybe_doubled"]),
-        relayed_at=_moment(row["relayed_at"]) if row["relayed_at"] is not None else None,
+        relayed_at=_moment_if(row["relayed_at"]),
         acknowledge_by=date.fromisoformat(row["acknowledge_by"]),
         acknowledged_on=(
             date.fromisoformat(row["acknowledged_on"]) if row["acknowledged_on"] else None
         ),
-        purged_at=_moment(row["purged_at"]) if row["purged_at"] is not None else None,
+        purged_at=_moment_if(row["purged_at"]),
     )
