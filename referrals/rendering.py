@@ -7,15 +7,18 @@ and text never. A template sees what its intervention's config names, and nothin
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import BytecodeCache, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2.environment import TemplateModule
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup, escape
 from pydantic import BaseModel
@@ -91,8 +94,13 @@ _WORDS = {
 }
 
 
+_AS_THEY_ARE = frozenset({str, Markup})
+
+
 def shown(value: Any) -> Any:
     """How a value reads in a letter. Absent values must be guarded, not printed."""
+    if type(value) in _AS_THEY_ARE:
+        return value
     match value:
         case None:
             raise TemplateError("An absent value was printed: guard it with `if`.")
@@ -112,28 +120,79 @@ def shown(value: Any) -> Any:
             return value
 
 
+# Not strftime's, which speaks the machine's language.
+_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September",
+           "October", "November", "December")  # fmt: skip
+
+
 def _long_day(day: date) -> str:
-    return f"{day.day} {day:%B %Y}"
+    return f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
 
 
 def _lines(value: Any) -> Markup:
     """Text over several lines as HTML, escaped."""
-    return Markup("<br>\n").join(escape(line) for line in str(shown(value)).split("\n"))
+    if type(value) is Markup:
+        return value
+    text = str(shown(value))
+    if "\n" not in text:
+        return escape(text)
+    return Markup("<br>\n").join(escape(line) for line in text.split("\n"))
 
 
 def _hanging(value: Any) -> str:
     """Text over several lines set in, so that no line of it can pass for one of ours."""
-    return re.sub(r"\n(?=[^\n])", "\n    ", str(shown(value)))
+    text = str(shown(value))
+    return re.sub(r"\n(?=[^\n])", "\n    ", text) if "\n" in text else text
+
+
+def _given(rows: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Of rows of label and value, those that have a value."""
+    return [row for row in rows if row[1] is not None and row[1] != []]
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, with a short way for what a letter does two hundred times.
+
+    A Group holds plain values and a macro is a template's own: neither has anything to guard. The
+    rest goes the sandbox's long way. What a macro makes of texts alone, such as a heading, is kept
+    for the next letter: its module sees nothing but its arguments.
+    """
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        kind = type(obj)
+        if (kind is Group or kind is TemplateModule) and attribute[:1] != "_":
+            try:
+                return obj.__dict__[attribute]
+            except KeyError:
+                pass
+        return super().getattr(obj, attribute)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(__obj) is not Macro:
+            return super().call(__context, __obj, *args, **kwargs)
+        kwargs.pop("_loop_vars", None)  # what Context.call takes out, too
+        kwargs.pop("_block_vars", None)
+        if not kwargs and _TEXTS.issuperset(map(type, args)):
+            return _said(__obj, *args)
+        return __obj(__context.eval_ctx, *args, **kwargs)
+
+
+_TEXTS = frozenset({str, Markup})
+
+
+@lru_cache(maxsize=512, typed=True)
+def _said(macro: Macro, *texts: str) -> str:
+    return macro(*texts)
 
 
 def environment(
     folder: Path, compiled: BytecodeCache | None = None
 ) -> ImmutableSandboxedEnvironment:
-    """Where templates live and what they may use: filters `lines` and `hanging`.
+    """Where templates live and what they may use: filters `lines`, `hanging` and `given`.
 
     `compiled` keeps what Jinja makes of them, so that the next start need not make it again.
     """
-    made = ImmutableSandboxedEnvironment(
+    made = _Sandbox(
         loader=FileSystemLoader(folder),
         bytecode_cache=compiled,
         undefined=StrictUndefined,
@@ -146,6 +205,7 @@ def environment(
     )
     made.filters["lines"] = _lines
     made.filters["hanging"] = _hanging
+    made.filters["given"] = _given
     return made
 
 
