@@ -78,10 +78,9 @@ def _number(question: Question, raw: Any) -> int:
 
 
 def _option(question: Question, raw: Any) -> str:
-    words = raw.strip().casefold() if isinstance(raw, str) else None
-    for option in question.options:
-        if words in (option.value, option.label.casefold()):
-            return option.value
+    found = question.values.get(raw.strip().casefold()) if isinstance(raw, str) else None
+    if found is not None:
+        return found
     values = ", ".join(option.value for option in question.options)
     raise fault("choice", "is not one of the choices.", f"Use one of: {values}.")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
@@ -49,6 +49,7 @@ class _Entry(BaseModel):
     )
 
 
+@lru_cache(maxsize=1024)
 def plain_name(name: str) -> str:
     """How a place's name is compared: `Newark & Sherwood` is `newark-and-sherwood`."""
     return " ".join(name.casefold().replace("&", " and ").replace("-", " ").split())
@@ -134,9 +135,18 @@ class Question(_Entry):
     maximum: int | None = None
     sample: Any = None
 
-    @property
+    @cached_property
     def labels(self) -> dict[str, str]:
         return {option.value: option.label for option in self.options}
+
+    @cached_property
+    def values(self) -> dict[str, str]:
+        """Option by its value or its label, without regard to case; the first of a name wins."""
+        named: dict[str, str] = {}
+        for option in self.options:
+            for name in (option.value, option.label.casefold()):
+                named.setdefault(name, option.value)
+        return named
 
     @cached_property
     def unaddressed(self) -> dict[str, str]:
@@ -211,13 +221,28 @@ class Directory:
                 f"{', '.join(sorted(self.interventions))}."
             ) from None
 
-    def places(self) -> Iterator[Place]:
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
         """Every area without a district, then with each of its districts."""
+        return tuple(self._places())
+
+    def _places(self) -> Iterator[Place]:
         for region in self.regions.values():
             for area in region.areas:
                 yield Place(region, area, None)
                 for district in area.districts:
                     yield Place(region, area, district)
+
+    @cached_property
+    def overridable(self) -> tuple[str, ...]:
+        """The codes of the rules that a supervisor may set aside."""
+        codes = {
+            rule.code
+            for intervention in self.interventions.values()
+            for rule in intervention.rules
+            if rule.override == "supervisor"
+        }
+        return tuple(sorted(codes))
 
     def agency_for(self, intervention: Intervention, place: Place) -> Agency | None:
         """The one agency for this place; a district's own route comes before its area's."""

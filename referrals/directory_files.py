@@ -288,7 +288,7 @@ class _Reader:
                 )
 
     def _places(self) -> Iterator[Any]:
-        return Directory(self.regions, self.agencies, {}).places()
+        return Directory(self.regions, self.agencies, {}).places
 
     def _check_places(self) -> None:
         seen: dict[str, str] = {}

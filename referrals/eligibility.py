@@ -116,20 +116,14 @@ def _unknown_interventions(raw: Mapping[str, Any], directory: Directory) -> Iter
         for key in listed if isinstance(listed, list) else ():
             if isinstance(key, str) and key.strip() not in known:
                 yield unknown_key(f"consents.{number}.interventions", key, known)
-    codes = sorted(
-        rule.code
-        for intervention in directory.interventions.values()
-        for rule in intervention.rules
-        if rule.override == "supervisor"
-    )
     overrides = raw.get("overrides")
     for number, override in enumerate(overrides if isinstance(overrides, list) else (), 1):
         code = override.get("code") if isinstance(override, dict) else None
-        if isinstance(code, str) and code.strip() not in codes:
+        if isinstance(code, str) and code.strip() not in directory.overridable:
             yield Problem(
                 f"overrides.{number}.code",
                 "is not a rule that a supervisor may set aside.",
-                f"Those are: {', '.join(codes)}.",
+                f"Those are: {', '.join(directory.overridable)}.",
                 "override",
             )
 

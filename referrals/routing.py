@@ -18,7 +18,7 @@ def locate(
     location: Location, directory: Directory, where: str = "location"
 ) -> tuple[Place | None, list[Problem]]:
     """The place that area, district and postcode agree on; or every problem with them."""
-    places = list(directory.places())
+    places = list(directory.places)
     problems: list[Problem] = []
     if not (location.area or location.district or location.postcode):
         problems.append(
@@ -46,7 +46,7 @@ def locate(
     if location.district:
         everywhere = [
             p
-            for p in directory.places()
+            for p in directory.places
             if p.district and _is_called(p.district.id, p.district.title, location.district)
         ]
         named = [p for p in places if p in everywhere]
@@ -84,7 +84,7 @@ def _against(found: Place, location: Location, directory: Directory) -> str | No
     ):
         named = [
             entry
-            for place in directory.places()
+            for place in directory.places
             for entry in (place.area, place.district)
             if typed and entry and _is_called(entry.id, entry.title, typed)
         ]
@@ -101,7 +101,7 @@ def _by_postcode(
         return None, Problem(where, "is not a postcode.", "Write it as NG1 1AA.", "postcode")
     for region_id, table in directory.postcodes.items():
         district_id = table.district_of(postcode)
-        for place in directory.places():
+        for place in directory.places:
             district = place.district
             if district and district.id == district_id and place.region.id == region_id:
                 return place, None
@@ -137,7 +137,7 @@ def area_ids(directory: Directory) -> Iterator[str]:
 
 
 def district_ids(directory: Directory) -> Iterator[str]:
-    for place in directory.places():
+    for place in directory.places:
         if place.district:
             yield place.district.id
 

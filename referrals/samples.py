@@ -140,7 +140,7 @@ def _named(told: Iterable[str], group: str) -> bool:
 
 def _location(directory: Directory, chosen: list[Intervention], told: list[str]) -> dict[str, Any]:
     best = max(
-        (place for place in directory.places()),
+        (place for place in directory.places),
         key=lambda place: (
             sum(directory.agency_for(one, place) is not None for one in chosen),
             place.district is not None,

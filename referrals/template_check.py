@@ -299,7 +299,7 @@ def _check_canaries(
 ) -> Iterator[Problem]:
     place = next(
         place
-        for place in reversed(list(directory.places()))
+        for place in reversed(list(directory.places))
         if directory.agency_for(intervention, place)
     )
     structures = []
@@ -516,7 +516,7 @@ def unused(
     today: date,
 ) -> list[str]:
     """Facts and fields in free words that are declared but that no part of the letter tells."""
-    place = next(p for p in directory.places() if directory.agency_for(intervention, p))
+    place = next(p for p in directory.places if directory.agency_for(intervention, p))
     cage = _Cage(hostile=False)
     case = Case.model_validate(_caged_case(intervention, place, cage))
     assessment = assess(case, place, intervention, directory, today)

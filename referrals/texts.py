@@ -48,6 +48,14 @@ def as_text(value: Any) -> str:
     """
     if not isinstance(value, str):
         raise fault("text", "is not text.", "Write it in quotes.")
+    # Of what is refused nothing is printable: for most texts this one look is enough.
+    text = value.strip() if value.isprintable() else _looked_through(value)
+    if len(text) > TEXT_LENGTH:
+        raise fault("too-long", "is too long.", f"Use {TEXT_LENGTH:,} characters at most.")
+    return text
+
+
+def _looked_through(value: str) -> str:
     text = _LINE_ENDS.sub("\n", value).strip()
     if _SURROGATES.search(text):
         raise fault(
@@ -61,8 +69,6 @@ def as_text(value: Any) -> str:
             "holds a control character, which can't be sent.",
             "Type it again, or paste it as plain text.",
         )
-    if len(text) > TEXT_LENGTH:
-        raise fault("too-long", "is too long.", f"Use {TEXT_LENGTH:,} characters at most.")
     return text
 
 

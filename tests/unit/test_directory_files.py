@@ -99,7 +99,7 @@ def test_addresses_are_spelled_as_in_the_source(directory: Directory, interventi
     section = paragraphs_of_source()[SECTIONS[intervention_id]]
     given = set(re.findall(r"mailto:([^)]+)\)", section))
     intervention = directory.interventions[intervention_id]
-    agencies = [directory.agency_for(intervention, place) for place in directory.places()]
+    agencies = [directory.agency_for(intervention, place) for place in directory.places]
     assert {agency.email for agency in agencies if agency and agency.email} == given
 
 
@@ -119,7 +119,7 @@ def test_the_panel_of_each_area_gets_its_own_referrals(
     line = re.search(rf"- {word}: .*?mailto:([^)]+)\)", section, re.DOTALL)
     assert line
     panel = directory.interventions["repeat-victim-panel"]
-    for place in directory.places():
+    for place in directory.places:
         agency = directory.agency_for(panel, place)
         if place.area.id == area:
             assert agency
@@ -152,7 +152,7 @@ def test_every_agency_with_an_old_or_doubtful_address_carries_an_alert(
 
 
 def test_districts_are_in_their_areas(directory: Directory) -> None:
-    found = {p.district.id: p.area.id for p in directory.places() if p.district}
+    found = {p.district.id: p.area.id for p in directory.places if p.district}
     assert found == DISTRICTS
 
 
@@ -190,7 +190,7 @@ def test_a_district_s_own_route_comes_before_its_area_s(config: Path) -> None:
     panel = directory.interventions["repeat-victim-panel"]
     to = {
         place.district.id: agency.id
-        for place in directory.places()
+        for place in directory.places
         if place.district and (agency := directory.agency_for(panel, place))
     }
     assert to["gedling"] == "nhipp"
@@ -205,7 +205,7 @@ def test_an_area_may_be_served_by_routes_of_all_its_districts(config: Path) -> N
     mediation = directory.interventions["mediation"]
     found = {
         (p.area.id, p.district.id if p.district else None): directory.agency_for(mediation, p)
-        for p in directory.places()
+        for p in directory.places
     }
     assert found["city", "nottingham"]
     assert found["city", None] is None, "which district it is must be known"
@@ -718,7 +718,7 @@ def test_a_region_routes_interventions_that_there_are_to_its_agencies(two_region
     assert mediation.areas == ("city", "north")
     served = {
         place.area.id: agency.id
-        for place in directory.places()
+        for place in directory.places
         if (agency := directory.agency_for(mediation, place))
     }
     assert served == {"city": "nottingham-city-homes", "north": "north-homes"}
