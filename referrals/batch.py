@@ -1,16 +1,25 @@
-"""Many cases: each row checked by itself and against the others, before anything is made of any.
+"""Many cases: each row checked by itself and against the others, before anything is sent or saved.
 
 A row asks for the interventions in its column `intervention` (`a; b`), or, without one, for those
 that it has answers for. What is kept of a row is its number and a few small numbers more, so that
 a file of any length can be checked.
+
+What is to be made of a row is made in the same look at it, since that takes most of the time and
+can be shared out over the processors. It waits in a file without a name until every row was seen:
+if one is wrong, or we are stopped, it vanishes.
 """
 
 from __future__ import annotations
 
+import os
+import pickle
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_core import PydanticCustomError
 
@@ -18,18 +27,27 @@ from referrals.errors import (
     AddressUnverified,
     CaseInvalid,
     CaseUnreadable,
+    DraftUnwritable,
     NoAddress,
     Problem,
 )
 from referrals.problems import unknown_key
+from referrals.processes import in_order
 from referrals.reference import referral_reference
 from referrals.texts import as_reference, split_list
 
 if TYPE_CHECKING:
-    from referrals.directory import Agency
+    from referrals.directory import Agency, Directory
     from referrals.eligibility import Assessment
-    from referrals.row_files import Row, RowFile
+    from referrals.row_files import RowFile
     from referrals.service import Referral, Service
+    from referrals.tables import Row
+
+Make = Callable[["Referral"], Any]
+"""What is made of a referral; it can be pickled."""
+
+_ROWS_AT_ONCE = 50
+_HELD_IN_MEMORY = 8 << 20
 
 COLUMN = "intervention"
 
@@ -44,22 +62,34 @@ class RowError:
 
 @dataclass(frozen=True)
 class Checked:
-    """A row, and either what it asks for, ready to be written, or what is wrong with it."""
+    """A row, and either where it goes, by agency and intervention, or what is wrong with it."""
 
     row: int
+    reference: str | None
     asked: tuple[str, ...]
-    ready: tuple[Assessment, ...]
+    going: tuple[tuple[str, str], ...]
     problems: tuple[Problem, ...]
 
 
-def check_row(row: Row, service: Service) -> Checked:
-    """What a row asks for, with every problem of form, of the case and of each rule."""
+def check_row(
+    row: Row, service: Service, *, submitting: bool = False, make: Make | None = None
+) -> tuple[Checked, list[Any]]:
+    """What a row asks for, with every problem of form, of the case and of each rule.
+
+    With it what `make` makes of its referrals, if nothing is wrong.
+
+    Args:
+        submitting: a referral that can't be submitted, for want of an address, is wrong too.
+
+    Raises:
+        ConfigurationError: a template is at fault.
+    """
     raw = dict(row.raw)
     named = raw.pop(COLUMN, None)
     asked, problems = _asked(named, raw, service)
-    problems = [*row.problems, *problems]
     if row.problems and not row.raw:
-        return Checked(row.number, (), (), row.problems)
+        return Checked(row.number, None, (), (), row.problems), []
+    problems = [*row.problems, *problems]
     ready: list[Assessment] = []
     try:
         case, place = service.read(raw)
@@ -71,8 +101,25 @@ def check_row(row: Row, service: Service) -> Checked:
         for assessment in (service.assess(case, place, name) for name in asked):
             problems += [*assessment.problems, *_blocks(assessment)]
             ready.append(assessment)
+        if submitting and not problems:
+            problems += _unaddressed(ready)
     distinct = tuple(dict.fromkeys(problems))
-    return Checked(row.number, asked, () if distinct else tuple(ready), distinct)
+    going = [] if distinct else ready
+    checked = Checked(
+        row=row.number,
+        reference=_case_reference(raw.get("reference")),
+        asked=asked,
+        going=tuple((one.agency.id, one.intervention.id) for one in going if one.agency),
+        problems=distinct,
+    )
+    return checked, [make(service.prepare(one)) for one in going] if make else []
+
+
+def _case_reference(raw: Any) -> str | None:
+    try:
+        return as_reference(raw)
+    except PydanticCustomError:
+        return None  # which is among the problems
 
 
 def _asked(
@@ -110,6 +157,18 @@ def _blocks(assessment: Assessment) -> Iterator[Problem]:
         yield Problem(finding.where or COLUMN, f"{name}: {finding.text}", remedy, finding.code)
 
 
+def _unaddressed(ready: Sequence[Assessment]) -> Iterator[Problem]:
+    for one in ready:
+        if one.agency is not None and one.agency.email is None:
+            yield Problem(
+                COLUMN,
+                f"{one.intervention.id} can only be drafted: the directory has no address for "
+                f"{one.agency.title}.",
+                f"Draft it instead, or take {one.intervention.id} out of the row.",
+                NoAddress.code,
+            )
+
+
 @dataclass
 class Survey:
     """What is known of a file once every row was looked at."""
@@ -117,47 +176,42 @@ class Survey:
     rows: int = 0
     wrong: set[int] = field(default_factory=set)
     errors: int = 0
-    _places: dict[tuple[Agency, str], int] = field(default_factory=dict, repr=False)
-    _going: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    _going: dict[int, tuple[tuple[str, str], ...]] = field(default_factory=dict, repr=False)
+    _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
     _first: dict[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def referrals(self) -> int:
-        return sum(self.by_agency().values())
+        return sum(len(going) for row, going in self._going.items() if row not in self.wrong)
 
-    def by_agency(self) -> Mapping[tuple[Agency, str], int]:
+    def by_agency(self, directory: Directory) -> Mapping[tuple[Agency, str], int]:
         """How many referrals of sound rows go to an agency, for each intervention."""
         counts = Counter(
-            place
-            for row, places in self._going.items()
-            if row not in self.wrong
-            for place in places
+            one for row, going in self._going.items() if row not in self.wrong for one in going
         )
-        return {key: counts[number] for key, number in self._places.items() if counts[number]}
+        return {
+            (directory.agencies[agency], intervention): count
+            for (agency, intervention), count in counts.items()
+        }
 
-    def add(self, checked: Checked, case_reference: Any) -> Iterator[RowError]:
+    def add(self, checked: Checked) -> Iterator[RowError]:
         """Take a row in; yields what is wrong with it, and with an earlier one that it repeats."""
         self.rows += 1
         errors = [RowError(checked.row, problem) for problem in checked.problems]
-        errors += self._repeated(checked, case_reference)
+        errors += self._repeated(checked)
         self.wrong.update(error.row for error in errors)
         self.errors += len(errors)
         if not errors:
-            self._going[checked.row] = tuple(
-                self._places.setdefault((one.agency, one.intervention.id), len(self._places))
-                for one in checked.ready
-                if one.agency is not None
-            )
+            # Rows that go the same way share one value: there may be a hundred thousand.
+            self._going[checked.row] = self._shared.setdefault(checked.going, checked.going)
         yield from errors
 
-    def _repeated(self, checked: Checked, case_reference: Any) -> Iterator[RowError]:
+    def _repeated(self, checked: Checked) -> Iterator[RowError]:
         """Neither of two rows for one referral can be taken for the right one."""
-        try:
-            reference = as_reference(case_reference)
-        except PydanticCustomError:
+        if checked.reference is None:
             return  # said already
         for name in checked.asked:
-            key = referral_reference(reference, name).replace("-", "")
+            key = referral_reference(checked.reference, name)
             first = self._first.setdefault(key, checked.row)
             if first != checked.row:
                 for row, other in ((checked.row, first), (first, checked.row)):
@@ -174,42 +228,98 @@ class Survey:
 
 
 def survey(
-    file: RowFile, service: Service, seen: Survey, *, submitting: bool = False
+    file: RowFile,
+    service: Service,
+    seen: Survey,
+    *,
+    submitting: bool = False,
+    make: Make | None = None,
+    made: Made | None = None,
+    despite_errors: bool = False,
+    processes: int | None = None,
 ) -> Iterator[RowError | None]:
     """Look at every row; yields each error, and None after each row, for whoever shows progress.
 
     Args:
         seen: filled as it goes.
-        submitting: a referral that can't be submitted, for want of an address, is an error too.
+        submitting: see `check_row`.
+        make, made: what to make of a referral, and where to keep it until all rows were seen.
+        despite_errors: go on making when a row is wrong.
+        processes: see `in_order`.
+
+    Raises:
+        CaseUnreadable, CaseInvalid: the file can't be read to its end.
+        ConfigurationError: a template is at fault.
+        DraftUnwritable: there is no room for what is made.
     """
-    for row in file.rows():
-        checked = check_row(row, service)
-        if submitting:
-            checked = _addressed(checked)
-        yield from seen.add(checked, row.raw.get("reference"))
-        yield None
+
+    def look(group: tuple[list[Row], bool]) -> tuple[list[Checked], bytes]:
+        rows, making = group
+        looked = [
+            check_row(row, service, submitting=submitting, make=make if making else None)
+            for row in rows
+        ]
+        things = [(checked.row, thing) for checked, things in looked for thing in things]
+        return [checked for checked, _ in looked], pickle.dumps(things) if things else b""
+
+    def groups() -> Iterator[tuple[list[Row], bool]]:
+        rows = file.rows()
+        # Without their cells, which are for writing rows out again.
+        while group := [replace(row, cells=()) for row in islice(rows, _ROWS_AT_ONCE)]:
+            yield group, despite_errors or not seen.wrong
+
+    for looked, things in in_order(look, groups(), processes=processes):
+        if made is not None and things:
+            made.add(things)
+        for checked in looked:
+            yield from seen.add(checked)
+            yield None
 
 
-def _addressed(checked: Checked) -> Checked:
-    problems = [
-        Problem(
-            COLUMN,
-            f"{one.intervention.id} can only be drafted: the directory has no address for "
-            f"{one.agency.title}.",
-            f"Draft it instead, or take {one.intervention.id} out of the row.",
-            NoAddress.code,
-        )
-        for one in checked.ready
-        if one.agency is not None and one.agency.email is None
-    ]
-    if not problems:
-        return checked
-    return Checked(checked.row, checked.asked, (), tuple(problems))
+class Made:
+    """What was made of the rows, in their order, in a file without a name; gone once closed."""
+
+    def __init__(self, folder: Path) -> None:
+        """In the folder or, if it is not there yet, in the nearest above that is."""
+        self._folder = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
+        self._file = tempfile.SpooledTemporaryFile(_HELD_IN_MEMORY, dir=str(self._folder))  # noqa: SIM115
+
+    def add(self, things: bytes) -> None:
+        """Keep a pickled list of (row, thing).
+
+        Raises:
+            DraftUnwritable: the system says no.
+        """
+        try:
+            self._file.write(things)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else "the system says no"
+            raise DraftUnwritable(
+                f"What is made of the rows can't be kept in {self._folder} until all were seen: "
+                f"{reason}. Nothing was made. Free some room."
+            ) from None
+
+    def but(self, wrong: Iterable[int]) -> Iterator[Any]:
+        """Each thing in order, but those of these rows."""
+        left_out = set(wrong)
+        size = self._file.tell()
+        self._file.seek(0)
+        while self._file.tell() < size:
+            # Our own pickles, from a file that nobody else can open.
+            for row, thing in pickle.load(self._file):  # noqa: S301
+                if row not in left_out:
+                    yield thing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def check_addresses(seen: Survey, service: Service) -> None:
     """Raises AddressUnverified, once for all the agencies whose address nobody checked."""
-    agencies = {agency.id: agency for agency, _ in seen.by_agency()}
+    agencies = {agency.id: agency for agency, _ in seen.by_agency(service.directory)}
     unverified = [one for one in agencies.values() if not one.is_verified(service.today())]
     if unverified:
         listed = "; ".join(f"{one.title}, {one.email}" for one in unverified)
@@ -218,24 +328,3 @@ def check_addresses(seen: Survey, service: Service) -> None:
             "set verified_on in agencies.toml; or add --accept-unverified, which is recorded. "
             "Nothing was queued."
         )
-
-
-def sound(file: RowFile, service: Service, seen: Survey) -> Iterator[Referral]:
-    """The referrals of all rows that were found right, in the order of the file.
-
-    Letters are written only here: that takes most of the time, and no row is at fault for it.
-
-    Raises:
-        ConfigurationError: a template is at fault.
-        CaseUnreadable: a row is no longer what it was when it was looked at.
-    """
-    for row in file.rows():
-        if row.number in seen.wrong:
-            continue
-        checked = check_row(row, service)
-        if checked.problems:
-            raise CaseUnreadable(
-                f"Row {row.number} changed while the file was being read. Run the same command "
-                "again: what was made before is not made twice."
-            )
-        yield from map(service.prepare, checked.ready)

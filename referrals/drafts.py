@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import time
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from referrals.errors import DraftChanged, DraftUnwritable
 
@@ -26,44 +29,112 @@ class Draft:
     written: bool
 
 
-def save_draft(
-    folder: Path, name: str, content: bytes, *, beside: bool = False, sweep: bool = True
-) -> Draft:
+def save_draft(folder: Path, name: str, content: bytes, *, beside: bool = False) -> Draft:
     """Put a draft into a folder, which is made (0700) if it is not there; the file is 0600.
-
-    Temporary file, fsync, link to its name, fsync of the folder: after a crash there is the whole
-    draft or none. A link, not a rename, since a rename would write over what somebody edited.
 
     Args:
         beside: where another draft has the name, write `name-2` and so on.
-        sweep: look for what was left half-way; of many drafts, the first one's call is enough.
 
     Raises:
         DraftChanged: another draft has the name; it is left as it is.
         DraftUnwritable: the system says no; nothing is left behind.
     """
+    (saved,) = save_drafts(folder, [(name, content)], beside=beside)
+    if isinstance(saved, DraftChanged):
+        raise saved
+    return saved
+
+
+def save_drafts(
+    folder: Path, drafts: Sequence[tuple[str, bytes]], *, beside: bool = False, sweep: bool = True
+) -> list[Draft | DraftChanged]:
+    """Put several into a folder, waiting for the disk once; a name that is taken stops no other.
+
+    Temporary files, all made to last, then linked to their names, then the folder made to last:
+    after a crash there is the whole of a draft or none of it. Links, not renames, since a rename
+    would write over what somebody edited.
+
+    Args:
+        drafts: name and content of each; a few hundred at most, as all are open at once.
+        sweep: look for what was left half-way; of many calls, the first one's look is enough.
+
+    Raises:
+        DraftUnwritable: the system says no; none of these is left behind.
+    """
     try:
         _make_folder(folder)
         if sweep:
             _sweep(folder)
-        for _ in range(_MOST_TRIES):
-            path, there = _place(folder, name, content, beside)
-            if there:
-                return Draft(path, written=False)
-            try:
-                _write(path, content)
-            except FileExistsError:
-                continue  # somebody else took the name just now: look at what they wrote
-            return Draft(path, written=True)
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        with _Group(folder) as group:
+            return group.save(drafts, beside)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "the system says no"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         room = "Free some room, or choose" if full else "Choose"
         remedy = f"{room} another folder with --out"
+        what = "The draft" if len(drafts) == 1 else f"{len(drafts)} drafts"
+        of_it = "Nothing" if len(drafts) == 1 else "None of these"
         raise DraftUnwritable(
-            f"The draft could not be saved in {folder}: {reason}. Nothing was left there. {remedy}."
+            f"{what} could not be saved in {folder}: {reason}. {of_it} was left there. {remedy}."
         ) from None
+
+
+class _Group:
+    """Drafts that are written together: each has its name in the end, or none has."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._temporary: dict[Path, int] = {}
+        self._named: list[Path] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, fault: object, *_: object) -> None:
+        for temporary, handle in self._temporary.items():
+            os.close(handle)
+            temporary.unlink(missing_ok=True)
+        if fault is not None:
+            for path in self._named:
+                path.unlink(missing_ok=True)  # it might not last, and we say that none was left
+
+    def save(self, drafts: Sequence[tuple[str, bytes]], beside: bool) -> list[Draft | DraftChanged]:
+        placed = [_placed(self._folder, name, content, beside) for name, content in drafts]
+        written = {
+            number: self._write(place.path, drafts[number][1])
+            for number, place in enumerate(placed)
+            if isinstance(place, Draft) and place.written
+        }
+        _flush(self._temporary.values())
+        for number, temporary in written.items():
+            placed[number] = self._name(temporary, *drafts[number], beside)
+        if self._named:
+            _sync_folder(self._folder)
+        return placed
+
+    def _write(self, path: Path, content: bytes) -> Path:
+        temporary = self._folder / f".{path.stem}.{secrets.token_hex(4)}.referral-tmp"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        handle = os.open(temporary, flags, 0o600)
+        self._temporary[temporary] = handle
+        while content:
+            content = content[os.write(handle, content) :]
+        return temporary
+
+    def _name(
+        self, temporary: Path, name: str, content: bytes, beside: bool
+    ) -> Draft | DraftChanged:
+        for _ in range(_MOST_TRIES):
+            place = _placed(self._folder, name, content, beside)
+            if isinstance(place, DraftChanged) or not place.written:
+                return place
+            try:
+                _name(temporary, place.path)
+            except FileExistsError:
+                continue  # somebody else took the name just now: look at what they wrote
+            self._named.append(place.path)
+            return place
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def drafts_folder(outbox: Path) -> Path:
@@ -86,40 +157,52 @@ def _make_folder(folder: Path) -> None:
         parent.mkdir(mode=0o700, exist_ok=True)
 
 
-def _place(folder: Path, name: str, content: bytes, beside: bool) -> tuple[Path, bool]:
-    """Where to write; or where the same bytes are already, which the second value says."""
+def _placed(folder: Path, name: str, content: bytes, beside: bool) -> Draft | DraftChanged:
+    """Where to write it; or where the same bytes are already, or why it has no place."""
     path = folder / name
     number = 2
-    while path.exists() or path.is_symlink():
+    while os.path.lexists(path):
         if path.is_file() and path.read_bytes() == content:
-            return path, True
+            return Draft(path, written=False)
         if not beside:
-            raise DraftChanged(
+            return DraftChanged(
                 f"{path} is there already and differs: it was edited, or the case or the day has "
                 "changed since. It was kept as it is. Move or delete it, or use --beside to write "
                 "the new one next to it. Take care that only one of the two is sent."
             )
         path = folder / f"{Path(name).stem}-{number}.eml"
         number += 1
-    return path, False
+    return Draft(path, written=True)
 
 
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.parent / f".{path.stem}.{secrets.token_hex(4)}.referral-tmp"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _name(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    try:
-        _sync_folder(path.parent)
-    except OSError:
-        path.unlink(missing_ok=True)  # it might not last, and we say that nothing was left
-        raise
+def _flush(handles: Collection[int]) -> None:
+    """Wait until files are on the disk: of many, once for all of them where the system can."""
+    if len(handles) > 1 and _sync_file_system(next(iter(handles))):
+        return
+    for handle in handles:
+        os.fsync(handle)
+
+
+def _sync_file_system(handle: int) -> bool:
+    """Write out the whole file system that a file is on; false where that can't be relied on.
+
+    An fsync for each file waits for the device each time. Source: syncfs(2): since Linux 5.8 it
+    reports every fault since the handle was opened.
+    """
+    import ctypes
+
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None or _linux() < (5, 8):
+        return False
+    if syncfs(handle):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return True
+
+
+def _linux() -> tuple[int, ...]:
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return tuple(map(int, release.groups())) if release else ()
 
 
 def _name(temporary: Path, path: Path) -> None:

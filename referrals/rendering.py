@@ -94,13 +94,13 @@ _WORDS = {
 }
 
 
-_AS_THEY_ARE = frozenset({str, Markup})
-
-
 def shown(value: Any) -> Any:
     """How a value reads in a letter. Absent values must be guarded, not printed."""
-    if type(value) in _AS_THEY_ARE:
+    kind = type(value)
+    if kind is str or kind is Markup:
         return value
+    if kind is date:
+        return _long_day(value)
     match value:
         case None:
             raise TemplateError("An absent value was printed: guard it with `if`.")
@@ -129,13 +129,20 @@ def _long_day(day: date) -> str:
     return f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
 
 
+_TO_ESCAPE = re.compile("[&<>\"'\n]")
+
+
 def _lines(value: Any) -> Markup:
     """Text over several lines as HTML, escaped."""
+    return Markup(_as_html(value))  # noqa: S704
+
+
+def _as_html(value: Any) -> str:
     if type(value) is Markup:
         return value
-    text = str(shown(value))
-    if "\n" not in text:
-        return escape(text)
+    text = value if type(value) is str else str(shown(value))
+    if _TO_ESCAPE.search(text) is None:
+        return text
     return Markup("<br>\n").join(escape(line) for line in text.split("\n"))
 
 
@@ -188,7 +195,8 @@ def _said(macro: Macro, *texts: str) -> str:
 def environment(
     folder: Path, compiled: BytecodeCache | None = None
 ) -> ImmutableSandboxedEnvironment:
-    """Where templates live and what they may use: filters `lines`, `hanging` and `given`.
+    """Where templates live and what they may use: filters `lines` and `hanging`
+    for a value, `given` for rows of label and value.
 
     `compiled` keeps what Jinja makes of them, so that the next start need not make it again.
     """

@@ -32,9 +32,9 @@ from referrals.errors import (
 )
 
 if TYPE_CHECKING:
-    from referrals.batch import RowError, Survey
+    from referrals.batch import Made, Make, RowError, Survey
     from referrals.row_files import RowFile
-    from referrals.service import Referral, Service
+    from referrals.service import Service
     from referrals.settings import RelaySettings, Settings
 
 GROUP = 500
@@ -95,9 +95,10 @@ def batch_command(
       referrals batch cases.csv --draft --out drafts
       referrals batch cases.xlsx --send --skip-invalid --skipped left-out.xlsx
     """
-    from referrals.batch import Survey, check_addresses
+    from referrals.batch import Made, Survey, check_addresses
     from referrals.bootstrap import build_service
     from referrals.cli.relay import configured_relay
+    from referrals.drafts import drafts_folder
     from referrals.row_files import open_rows
     from referrals.settings_sources import read_settings
 
@@ -116,48 +117,45 @@ def batch_command(
     settings = read_settings()
     using = build_service(settings)
     rows = open_rows(Path(file), using.directory)
-    progress = _Progress(as_json=as_json)
 
-    seen = Survey()
-    shown = _check(rows, using, seen, errors, progress, submitting=send)
-    result: dict[str, Any] = {
-        "rows": seen.rows,
-        "rows_wrong": len(seen.wrong),
-        "referrals": seen.referrals,
-        "errors": shown,
-        "errors_left_off": seen.errors - len(shown),
-        "by_agency": _agencies_json(seen, using),
-    }
-    acting = draft or send
-    stopped = bool(seen.wrong) and not skip_invalid
-    if not as_json:
-        _print_survey(seen, using, errors)
-    if not acting or stopped:
-        result |= {"ok": not seen.wrong, "status": "nothing made"}
-        if as_json:
-            print_json(result)
-        elif not seen.wrong:
-            click.echo("Nothing was made. Add --draft or --send.")
-        else:
-            click.echo("Nothing was made. Put the rows right" + _or_skip(skip_invalid))
-        raise click.exceptions.Exit(3 if seen.wrong else 0)
-    if send and not accept_unverified:
-        check_addresses(seen, using)
-    from referrals.drafts import drafts_folder
+    folder = Path(out) if out else drafts_folder(settings.outbox)
+    job = _Job(rows, using, settings, _Progress(as_json=as_json), Survey())
 
-    relay = configured_relay(settings.relay) if send else None
-    if skipped and seen.wrong:
-        _write_skipped(rows, seen, skipped)
-        result["skipped"] = str(skipped)
+    with Made(settings.outbox if send else folder) as made:
+        make = _submission(using) if send else _draft(using) if draft else None
+        shown = _check(job, errors, make, made, submitting=send, despite=skip_invalid)
+        seen = job.seen
+        result: dict[str, Any] = {
+            "rows": seen.rows,
+            "rows_wrong": len(seen.wrong),
+            "referrals": seen.referrals,
+            "errors": shown,
+            "errors_left_off": seen.errors - len(shown),
+            "by_agency": _agencies_json(seen, using),
+        }
         if not as_json:
-            click.echo(f"{_rows(len(seen.wrong))} left out, written to {skipped}.")
-
-    job = _Job(rows, using, seen, progress)
-    if relay is None:
-        folder = Path(out) if out else drafts_folder(settings.outbox)
-        code = _draft(job, folder, result, beside=beside, as_json=as_json)
-    else:
-        code = _send(job, settings, relay, result, accept=accept_unverified, as_json=as_json)
+            _print_survey(seen, using, errors)
+        if make is None or (seen.wrong and not skip_invalid):
+            result |= {"ok": not seen.wrong, "status": "nothing made"}
+            if as_json:
+                print_json(result)
+            elif not seen.wrong:
+                click.echo("Nothing was made. Add --draft or --send.")
+            else:
+                click.echo("Nothing was made. Put the rows right" + _or_skip(skip_invalid))
+            raise click.exceptions.Exit(3 if seen.wrong else 0)
+        if send and not accept_unverified:
+            check_addresses(seen, using)
+        relay = configured_relay(settings.relay) if send else None
+        if skipped and seen.wrong:
+            _write_skipped(rows, seen, skipped)
+            result["skipped"] = str(skipped)
+            if not as_json:
+                click.echo(f"{_rows(len(seen.wrong))} left out, written to {skipped}.")
+        if relay is None:
+            code = _save(job, made, folder, result, beside=beside)
+        else:
+            code = _send(job, made, relay, result)
     code = code or (3 if seen.wrong else 0)
     if as_json:
         print_json(result | {"ok": code == 0})
@@ -177,37 +175,59 @@ def _or_skip(skip_invalid: bool) -> str:
 class _Job:
     rows: RowFile
     using: Service
-    seen: Survey
+    settings: Settings
     progress: _Progress
+    seen: Survey
 
-    def referrals(self, what: str) -> Iterator[Referral]:
-        from referrals.batch import sound
-
-        found = sound(self.rows, self.using, self.seen)
+    def groups(self, made: Made, what: str) -> Iterator[list[Any]]:
+        """What was made of the sound rows, a group at a time; it counts as done once we go on."""
+        things = made.but(self.seen.wrong)
         with self.progress.over(what, self.seen.referrals) as step:
-            for referral in found:
-                yield referral
-                step()
+            while group := list(islice(things, GROUP)):
+                yield group
+                for _ in group:
+                    step()
+
+
+def _draft(using: Service) -> Make:
+    return lambda referral: (referral.file_name, using.draft(referral))
+
+
+def _submission(using: Service) -> Make:
+    """`check_addresses` asks whether unverified ones were accepted, before any is queued."""
+    return lambda referral: using.submission(
+        referral, token=secrets.token_hex(8), accept_unverified=True
+    )
 
 
 # Checking
 
 
 def _check(
-    rows: RowFile,
-    using: Service,
-    seen: Survey,
+    job: _Job,
     errors: Path | None,
-    progress: _Progress,
+    make: Make | None,
+    made: Made,
     *,
     submitting: bool,
+    despite: bool,
 ) -> list[dict[str, Any]]:
     """Say each error as it is found; the first of them as JSON."""
     from referrals.batch import survey
 
     shown: list[dict[str, Any]] = []
+    progress = job.progress
+    found = survey(
+        job.rows,
+        job.using,
+        job.seen,
+        submitting=submitting,
+        make=make,
+        made=made,
+        despite_errors=despite,
+    )
     with _error_file(errors) as write, progress.over("Checking", None) as step:
-        for error in survey(rows, using, seen, submitting=submitting):
+        for error in found:
             if error is None:
                 step()
                 continue
@@ -283,7 +303,7 @@ def _write_skipped(rows: RowFile, seen: Survey, skipped: Path) -> None:
 def _print_survey(seen: Survey, using: Service, errors: Path | None) -> None:
     table = []
     for (agency, intervention), count in sorted(
-        seen.by_agency().items(), key=lambda one: (one[0][0].title, one[0][1])
+        seen.by_agency(using.directory).items(), key=lambda one: (one[0][0].title, one[0][1])
     ):
         note = ""
         if agency.email is None:
@@ -310,36 +330,31 @@ def _agencies_json(seen: Survey, using: Service) -> list[dict[str, Any]]:
             "intervention": intervention,
             "referrals": count,
         }
-        for (agency, intervention), count in seen.by_agency().items()
+        for (agency, intervention), count in seen.by_agency(using.directory).items()
     ]
 
 
 # Drafting and sending
 
 
-def _draft(job: _Job, folder: Path, result: dict[str, Any], *, beside: bool, as_json: bool) -> int:
+def _save(job: _Job, made: Made, folder: Path, result: dict[str, Any], *, beside: bool) -> int:
     """Save each; one that somebody edited does not keep the others from being saved."""
-    from referrals.drafts import save_draft
+    from referrals.drafts import save_drafts
 
     written = unchanged = 0
     faults: list[ReferralsError] = []
-    for referral in job.referrals("Drafting"):
+    for group in job.groups(made, "Drafting"):
         try:
-            saved = save_draft(
-                folder,
-                referral.file_name,
-                job.using.draft(referral),
-                beside=beside,
-                sweep=written + unchanged == 0,
-            )
-        except DraftChanged as error:
-            faults.append(error)
-            continue
+            saved = save_drafts(folder, group, beside=beside, sweep=written + unchanged == 0)
         except DraftError as error:
             faults.append(error)  # a full disk is full for the others too
             break
-        written += saved.written
-        unchanged += not saved.written
+        for one in saved:
+            if isinstance(one, DraftChanged):
+                faults.append(one)
+            else:
+                written += one.written
+                unchanged += not one.written
     result |= {
         "status": "drafted",
         "folder": str(folder),
@@ -347,7 +362,7 @@ def _draft(job: _Job, folder: Path, result: dict[str, Any], *, beside: bool, as_
         "drafted_before": unchanged,
         "faults": [described(fault) for fault in faults],
     }
-    if not as_json:
+    if not job.progress.as_json:
         before = f"; {unchanged:,} drafted before, unchanged" if unchanged else ""
         click.echo(f"{written:,} drafted in {folder}{before}.")
         for fault in faults:
@@ -363,27 +378,16 @@ class _Queued:
     before: Counter[DeliveryStatus] = field(default_factory=Counter)
 
 
-def _send(
-    job: _Job,
-    settings: Settings,
-    relay: RelaySettings,
-    result: dict[str, Any],
-    *,
-    accept: bool,
-    as_json: bool,
-) -> int:
+def _send(job: _Job, made: Made, relay: RelaySettings, result: dict[str, Any]) -> int:
     """Queue them in groups, all of them before the first is submitted; then what is due."""
     from referrals.bootstrap import now, open_outbox
     from referrals.cli.queue import code_of, deliver_with
     from referrals.cli.relay import kept
 
+    as_json = job.progress.as_json
     queued = _Queued()
-    with open_outbox(settings) as outbox:
-        referrals = job.referrals("Queueing")
-        while group := [
-            job.using.submission(one, token=secrets.token_hex(8), accept_unverified=accept)
-            for one in islice(referrals, GROUP)
-        ]:
+    with open_outbox(job.settings) as outbox:
+        for group in job.groups(made, "Queueing"):
             for one in outbox.queue(group, now()):
                 queued.new += one.new
                 if not one.new:
@@ -405,7 +409,7 @@ def _send(
                         job.progress.say(f"{claimed.outgoing.reference} {status}: {said}")
                     step()
 
-                return await deliver_with(outbox, relay, settings, told=told).deliver_due()
+                return await deliver_with(outbox, relay, job.settings, told=told).deliver_due()
 
         delivered = asyncio.run(run())
     fault: DeliveryError | None = delivered.relay_fault

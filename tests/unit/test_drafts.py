@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from referrals.drafts import Draft, drafts_folder, save_draft
+from referrals import drafts
+from referrals.drafts import Draft, drafts_folder, save_draft, save_drafts
 from referrals.errors import DraftChanged, DraftError, DraftUnwritable
 
 NAME = "X3FF-P9K4-LH2Z-mediation.eml"
@@ -143,6 +144,89 @@ def test_a_file_where_the_folder_should_be_is_left_alone(tmp_path: Path) -> None
         with pytest.raises(DraftUnwritable, match="Not a directory"):
             save_draft(folder, NAME, CONTENT)
     assert file.read_bytes() == b"a file"
+
+
+# Several at once
+
+SEVERAL = [(f"{number}-mediation.eml", f"{number}\r\n".encode()) for number in range(1, 8)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_several_are_saved_together(folder: Path) -> None:
+    saved = save_drafts(folder, SEVERAL)
+
+    assert saved == [Draft(folder / name, written=True) for name, _ in SEVERAL]
+    assert contents(folder) == dict(SEVERAL)
+    assert {mode(path) for path in folder.iterdir()} == {0o600}
+    assert save_drafts(folder, SEVERAL) == [
+        Draft(folder / name, written=False) for name, _ in SEVERAL
+    ]
+    assert save_drafts(folder, []) == []
+
+
+def test_one_that_was_edited_keeps_none_of_the_others_back(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / SEVERAL[3][0]).write_bytes(b"edited\r\n")
+
+    saved = save_drafts(folder, SEVERAL)
+
+    kept = [one for one in saved if isinstance(one, DraftChanged)]
+    assert kept == [saved[3]]
+    assert SEVERAL[3][0] in str(kept[0])
+    assert contents(folder) == dict(SEVERAL) | {SEVERAL[3][0]: b"edited\r\n"}
+
+
+def test_two_for_one_name_in_one_go(folder: Path) -> None:
+    same, other = save_drafts(folder, [(NAME, CONTENT), (NAME, CONTENT)]), (NAME, OTHER)
+    assert same == [Draft(folder / NAME, True), Draft(folder / NAME, False)]
+
+    (changed,) = save_drafts(folder, [other])
+    assert isinstance(changed, DraftChanged)
+    assert inside(folder) == [NAME]
+
+
+@pytest.mark.parametrize("synced_at_once", [True, False])
+@pytest.mark.parametrize(
+    ("function", "on_call"), [("open", 4), ("write", 5), ("link", 6), ("open", 8)]
+)
+def test_a_fault_at_any_step_of_several_leaves_none(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    on_call: int,
+    synced_at_once: bool,
+) -> None:
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(drafts, "_linux", lambda: (5, 8) if synced_at_once else (5, 7))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, refusing(getattr(os, function), errno.EIO, on_call=on_call))
+        with pytest.raises(DraftUnwritable, match="None of these was left there"):
+            save_drafts(folder, SEVERAL)
+    assert inside(folder) == []
+
+    assert all(isinstance(one, Draft) and one.written for one in save_drafts(folder, SEVERAL))
+
+
+def test_several_are_waited_for_once_or_each(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What isn't told by syncfs before Linux 5.8 is told by fsync."""
+    calls: list[int] = []
+    real = os.fsync
+
+    def counted(handle: int) -> None:
+        calls.append(handle)
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", counted)
+
+    monkeypatch.setattr(drafts, "_linux", lambda: (6, 1))
+    save_drafts(folder, SEVERAL)
+    assert len(calls) == 1, "that of the folder"
+    monkeypatch.setattr(drafts, "_linux", lambda: (5, 4))
+    save_drafts(folder, [(f"x{name}", content) for name, content in SEVERAL])
+    assert len(calls) == 1 + len(SEVERAL) + 1
 
 
 # What the system refuses
