@@ -28,6 +28,7 @@ from referrals.rendering import Letter
 from referrals.samples import sample_case
 from referrals.service import Service
 from tests.hostile import BATCH, FRAGMENTS, LINE_SEPARATORS, mixed
+from tests.soft_breaks import EDGES
 
 FOLDER = Path(__file__).resolve().parents[1] / "parsers"
 PARSERS = ("mailparser", "postal-mime", "Email::MIME")
@@ -67,7 +68,7 @@ def made(letter: Letter, sender: Sender, to: str | None, marking: str, *, draft:
 
 
 def hostile_messages() -> dict[str, Sent]:
-    texts = (*BATCH, *mixed(120))
+    texts = (*BATCH, *mixed(120), "".join(EDGES))
     messages = {}
     for number, (text, name) in enumerate(zip(texts, cycle(NAMES), strict=False)):
         letter = Letter(f"Referral: number {number}", text, f"<p>{text[:50_000]}</p>\n")

@@ -321,6 +321,28 @@ def test_anything_but_one_plain_address_is_refused(address: str, what: str) -> N
         draft(sender=Sender("Sam", values["from"], values["reply_to"]), to=values["to"])
 
 
+@pytest.mark.parametrize(
+    "message_id",
+    [
+        "",
+        "a@example.com",
+        "<a@example.com",
+        "<a@example.com> <b@example.com>",
+        "<a b@example.com>",
+        "<a,b@example.com>",
+        "<a@b@example.com>",
+        "<a@>",
+        "<@example.com>",
+        "<\u00e4@example.com>",
+        "<\u2028@example.com>",
+    ],
+    ids=ascii,
+)
+def test_anything_but_one_message_id_is_refused(message_id: str) -> None:
+    with pytest.raises(MessageRefused, match=r"^Message-ID needs one id"):
+        outgoing(message_id=message_id)
+
+
 def test_there_is_always_a_sender() -> None:
     with pytest.raises(MessageRefused, match="From needs one plain address"):
         draft(sender=Sender("Sam", ""))
