@@ -62,7 +62,8 @@ class CompiledTemplates(FileSystemBytecodeCache):
     def of_user(cls) -> CompiledTemplates | None:
         try:
             base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            folder = Path(base, "referrals", "templates")
+            # Numbered anew whenever we compile them otherwise, as `rendering._OneCall` does.
+            folder = Path(base, "referrals", "templates-2")
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             about = folder.stat()
         except (OSError, RuntimeError):  # RuntimeError: there is no home

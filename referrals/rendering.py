@@ -16,7 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import BytecodeCache, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2 import BytecodeCache, FileSystemLoader, StrictUndefined, TemplateError, nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.environment import TemplateModule
 from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -146,6 +147,15 @@ def _as_html(value: Any) -> str:
     return Markup("<br>\n").join(escape(line) for line in text.split("\n"))
 
 
+def _printed(value: Any) -> str:
+    """What `{{ value }}` is in HTML: as `escape(shown(value))`, at a third of the cost."""
+    kind = type(value)
+    if kind is Markup:
+        return value  # type: ignore[no-any-return]
+    text = value if kind is str else shown(value)
+    return text if type(text) is str and _TO_ESCAPE.search(text) is None else escape(text)
+
+
 def _hanging(value: Any) -> str:
     """Text over several lines set in, so that no line of it can pass for one of ours."""
     text = str(shown(value))
@@ -157,6 +167,22 @@ def _given(rows: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     return [row for row in rows if row[1] is not None and row[1] != []]
 
 
+class _OneCall(CodeGenerator):
+    """Compiles `{{ value }}` in HTML into one call, where Jinja makes three and a new object."""
+
+    def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
+        if frame.eval_ctx.autoescape and not frame.eval_ctx.volatile:
+            self.write("environment.printed(")
+        else:
+            super()._output_child_pre(node, frame, finalize)
+
+    def _output_child_post(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
+        if frame.eval_ctx.autoescape and not frame.eval_ctx.volatile:
+            self.write(")")
+        else:
+            super()._output_child_post(node, frame, finalize)
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, with a short way for what a letter does two hundred times.
 
@@ -164,6 +190,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     rest goes the sandbox's long way. What a macro makes of texts alone, such as a heading, is kept
     for the next letter: its module sees nothing but its arguments.
     """
+
+    code_generator_class = _OneCall
+    printed = staticmethod(_printed)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         kind = type(obj)

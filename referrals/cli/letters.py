@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from email import message_from_bytes
-from email.policy import default
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +99,9 @@ def preview_command(
 
 
 def _headers(content: bytes) -> dict[str, str]:
+    from email import message_from_bytes
+    from email.policy import default
+
     message = message_from_bytes(content, policy=default)
     wanted = ("From", "Reply-To", "To", "Subject", "X-Protective-Marking")
     return {name: str(message[name]) for name in wanted if message[name]}

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from markupsafe import Markup
 
 from referrals.case import Basis, How, Record, Strand
 from referrals.directory import Directory
@@ -54,6 +56,57 @@ def html_of(folder: Path, template: str, **values: Any) -> str:
 
 
 # The sandbox
+
+
+class Thing:
+    """Says what it is in HTML by itself."""
+
+    def __html__(self) -> str:
+        return "<b>Thing</b>"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "plain",
+        '<b> & "it\'s"',
+        "two\nlines",
+        Markup("<i>as it is</i>"),
+        7,
+        1.5,
+        True,
+        TODAY,
+        Thing(),
+        datetime(2026, 11, 24, 9, 30),  # noqa: DTZ001
+        Strand.RACE,
+        ("one", "<two>"),
+        Chosen.of("a", "A & B"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_short_ways_give_what_jinja_gives(tmp_path: Path, value: Any) -> None:
+    """We compile and call some things ourselves, to be quick."""
+    template = """
+        {%- macro name(a, b="-") -%}
+        [{{ a }}|{{ b }}|{{ caller() if caller is defined else "" }}]
+        {%- endmacro %}
+        {%- macro texts(a) %}({{ a }}){% endmacro %}
+        {{ value }} {{ name(value) }} {{ name(value, b=value) }} {{ texts("a<b") }}
+        {{ group.it }}
+        {% for one in [value, value] %}{{ name(one, one) }}{{ loop.index }}{% endfor %}
+        {% call name(value) %}{{ value }}{% endcall %} {{ value|lines }}
+        {{ group.nothing is defined }}
+    """
+    values = {"value": value, "group": Group({"it": value})}
+    write(tmp_path, body_html=template, body_txt=template)
+    ours, theirs = environment(tmp_path), ImmutableSandboxedEnvironment()
+    settings = "loader undefined autoescape finalize filters trim_blocks lstrip_blocks"
+    for name in [*settings.split(), "keep_trailing_newline"]:
+        setattr(theirs, name, getattr(ours, name))
+
+    for part in PARTS:
+        one, other = (each.get_template(f"letter/{part}") for each in (ours, theirs))
+        assert one.render(values) == other.render(values)
 
 
 @pytest.mark.parametrize(
