@@ -6,16 +6,22 @@ that an entry taken out, altered or put in later is noticed; see `verify`.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 FIRST = "0" * 64
 """What the first entry has for the hash of the one before it."""
 
+_NOTED = re.compile(r"([0-9]{1,15}):([0-9a-f]{16,64})")
+_FORMULA = re.compile(r"\s*[=+\-@\t\r＝＋－＠]")
 _NO_TIME = datetime(1, 1, 1, tzinfo=UTC)
 
 
@@ -104,13 +110,32 @@ class Break:
     what: str
 
 
-def verify(entries: Iterable[Entry]) -> Iterator[Break]:
+@dataclass(frozen=True)
+class Noted:
+    """The number and hash of an entry that somebody wrote down: `12:5f3c…`, as it is printed."""
+
+    number: int
+    hash: str
+
+    @classmethod
+    def parse(cls, text: str) -> Noted:
+        """The hash may be shortened to its first 16 digits; ValueError if it is none."""
+        found = _NOTED.fullmatch(text.strip().lower())
+        if found is None:
+            raise ValueError("it is not NUMBER:HASH")
+        return cls(int(found[1]), found[2])
+
+    def __str__(self) -> str:
+        return f"{self.number}:{self.hash}"
+
+
+def verify(entries: Iterable[Entry], noted: Noted | None = None) -> Iterator[Break]:
     """Every place where the log is not what it was; nothing if it is whole.
 
-    Entries cut off at the very end leave no trace in what remains: keep the last hash that
-    `audit verify` prints somewhere else, and compare.
+    Entries cut off at the very end, or the whole log made anew, leave no trace in what remains:
+    `noted` is what somebody wrote down elsewhere, and has to be there still.
     """
-    before, number = FIRST, 0
+    before, number, seen = FIRST, 0, noted is None or noted.number == 0
     for entry in entries:
         number += 1
         if entry.number != number:
@@ -120,4 +145,34 @@ def verify(entries: Iterable[Entry]) -> Iterator[Break]:
             yield Break(entry.number, "the entry before it was altered, taken out or put in.")
         if entry.hash != entry.true_hash():
             yield Break(entry.number, "it was altered.")
+        if noted is not None and entry.number == noted.number:
+            seen = True
+            if not entry.hash.startswith(noted.hash):
+                yield Break(entry.number, "it is not the entry that was noted.")
         before = entry.hash
+    if noted is not None and not seen:
+        yield Break(noted.number, f"the entry that was noted is gone: the log ends at {number}.")
+
+
+COLUMNS = ("number", "at", "actor", "action", "reference", "case_reference", "detail", "before",
+           "hash")  # fmt: skip
+
+
+def as_csv(entries: Iterable[Entry]) -> Iterator[str]:
+    """A line of CSV for the names, then one for each entry.
+
+    A cell that a spreadsheet would take for a formula has an apostrophe before it.
+    """
+    line = io.StringIO()
+    writer = csv.writer(line)
+    for cells in chain([COLUMNS], map(_cells, entries)):
+        writer.writerow(cells)
+        yield line.getvalue()
+        line.seek(0)
+        line.truncate()
+
+
+def _cells(entry: Entry) -> list[str]:
+    texts = (entry.moment, entry.actor, entry.action, entry.reference, entry.case_reference,
+             entry.facts, entry.before, entry.hash)  # fmt: skip
+    return [str(entry.number), *(f"'{text}" if _FORMULA.match(text) else text for text in texts)]

@@ -287,7 +287,7 @@ class _Reader:
                     }
                 )
 
-    def _places(self) -> Iterator[Any]:
+    def _places(self) -> Sequence[Any]:
         return Directory(self.regions, self.agencies, {}).places
 
     def _check_places(self) -> None:

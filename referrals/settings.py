@@ -97,6 +97,13 @@ class OnUncertain(StrEnum):
     HOLD = "hold"
 
 
+class Purge(StrEnum):
+    """When old content is forgotten: once a day by `deliver`, or by `outbox purge` alone."""
+
+    DAILY = "daily"
+    BY_HAND = "by-hand"
+
+
 class DeliverySettings(_Part):
     """How the queue is worked off."""
 
@@ -107,7 +114,9 @@ class DeliverySettings(_Part):
     give_up_after_h: float = Field(96, gt=0, le=8_760)
     on_uncertain: OnUncertain = OnUncertain.RETRY
     keep_content_days: int = Field(30, ge=0, le=3_650)
+    keep_unfinished_days: int = Field(90, ge=1, le=3_650)
     keep_drafts_days: int = Field(90, ge=0, le=3_650)
+    purge: Purge = Purge.DAILY
 
 
 class Settings(_Part):

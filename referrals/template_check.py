@@ -120,7 +120,7 @@ def _read_statically(
             problem = template_problem(name, error)
             yield Problem(problem.where, problem.what, problem.remedy, "syntax")
             continue
-        yield from _unsafe(name, tree)
+        yield from unsafe_parts(name, tree)
         for chain, line in (*_bare_names(tree), *_chains(tree)):
             missing = _undeclared(chain, declared)
             if missing:
@@ -194,7 +194,7 @@ def _undeclared(chain: tuple[str, ...], declared: Mapping[str, Any]) -> str | No
     return None
 
 
-def _unsafe(name: str, tree: nodes.Template) -> Iterator[Problem]:
+def unsafe_parts(name: str, tree: nodes.Template) -> Iterator[Problem]:
     where = f"templates/email/{name}: line "
     for node in tree.find_all(nodes.Filter):
         if node.name in ("safe", "forceescape", "urlize", "xmlattr"):
@@ -313,7 +313,7 @@ def _check_canaries(
         except ConfigurationError as error:
             yield from error.problems
             return
-        page = _Page()
+        page = Page()
         page.feed(letter.html)
         page.close()
         structures.append(page.structure)
@@ -493,7 +493,7 @@ def _headers(letter: Letter, case: Case) -> str:
 
 
 def _missing(
-    intervention: Intervention, letter: Letter, page: _Page, cage: _Cage
+    intervention: Intervention, letter: Letter, page: Page, cage: _Cage
 ) -> Iterator[Problem]:
     """What only one of the two parts tells."""
     for canary in cage.canaries.values():
@@ -529,7 +529,7 @@ def unused(
 
 
 def _altered(
-    intervention: Intervention, letter: Letter, page: _Page, cage: _Cage
+    intervention: Intervention, letter: Letter, page: Page, cage: _Cage
 ) -> Iterator[Problem]:
     """Hostile values must arrive as typed; white space apart, since lines are set in or broken."""
     for part, content in (("body.txt.j2", letter.text), ("body.html.j2", page.text)):
@@ -550,7 +550,7 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _page_problems(intervention: Intervention, page: _Page) -> Iterator[Problem]:
+def _page_problems(intervention: Intervention, page: Page) -> Iterator[Problem]:
     for what in sorted(page.faults):
         yield Problem(
             f"templates/email/{intervention.template}/body.html.j2",
@@ -560,7 +560,7 @@ def _page_problems(intervention: Intervention, page: _Page) -> Iterator[Problem]
         )
 
 
-class _Page(HTMLParser):
+class Page(HTMLParser):
     """The tags of a page, its visible text, and what a mail client would not trust."""
 
     def __init__(self) -> None:

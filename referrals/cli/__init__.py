@@ -35,11 +35,11 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "batch": ("batch", "Check, draft or send every row of a spreadsheet."),
     },
     "Follow it": {
-        "outbox": ("queue", "What was queued and what became of it: list, retry, cancel, purge."),
+        "outbox": ("queue", "What was queued: list, show, retry, cancel, purge, export, erase."),
         "deliver": ("queue", "Try every queued message that is due."),
-        "due": ("queue", "List referrals whose answer is overdue."),
-        "ack": ("queue", "Record that an agency has answered."),
-        "audit": ("queue", "The disclosure log: list, verify, export."),
+        "due": ("followup", "List referrals whose answer is overdue, and draft reminders."),
+        "ack": ("followup", "Record that an agency has answered."),
+        "audit": ("account", "The disclosure log: list, verify, export."),
     },
     "Look after it": {
         "templates": ("upkeep", "Check the templates, or start a new one."),

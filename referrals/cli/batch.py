@@ -381,6 +381,7 @@ class _Queued:
 def _send(job: _Job, made: Made, relay: RelaySettings, result: dict[str, Any]) -> int:
     """Queue them in groups, all of them before the first is submitted; then what is due."""
     from referrals.bootstrap import now, open_outbox
+    from referrals.cli.keeping import purge_if_due
     from referrals.cli.queue import code_of, deliver_with
     from referrals.cli.relay import kept
 
@@ -412,6 +413,7 @@ def _send(job: _Job, made: Made, relay: RelaySettings, result: dict[str, Any]) -
                 return await deliver_with(outbox, relay, job.settings, told=told).deliver_due()
 
         delivered = asyncio.run(run())
+        purge_if_due(outbox, job.settings)
     fault: DeliveryError | None = delivered.relay_fault
     code = code_of(delivered) or _earlier_code(queued)
     result |= {

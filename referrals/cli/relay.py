@@ -35,7 +35,8 @@ from referrals.errors import (
 from referrals.settings import RelaySettings
 
 if TYPE_CHECKING:
-    from referrals.outboxes.sqlite import Attempt, Held, Outcome, SqliteOutbox
+    from referrals.outboxes.sqlite import SqliteOutbox
+    from referrals.queueing import Attempt, Held, Outcome
     from referrals.service import Referral
     from referrals.settings import Settings
     from referrals.sink import Arrived
@@ -110,6 +111,7 @@ def send_command(
       referrals send mediation case.json --yes
     """
     from referrals.bootstrap import build_service, now, open_outbox
+    from referrals.cli.keeping import purge_if_due
     from referrals.settings_sources import read_settings
 
     settings = read_settings()
@@ -147,6 +149,7 @@ def send_command(
                 ) from None
             held = outbox.held(message_id=queued.id)[0]
         attempts = outbox.attempts(queued.id)
+        purge_if_due(outbox, settings)
     fault = outcome.fault if outcome else _earlier_fault(held, attempts)
     if fault is not None:
         raise kept(fault) if held.status is DeliveryStatus.DELAYED else fault

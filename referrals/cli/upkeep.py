@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from referrals.cli.common import intervention_argument, json_option, print_json
-from referrals.errors import ConfigurationError, Problem
+from referrals.errors import ConfigurationError, OutboxError, Problem
 
 if TYPE_CHECKING:
     from referrals.settings import Settings
@@ -26,7 +27,7 @@ def templates_command() -> None:
 @intervention_argument(nargs=-1)
 @json_option
 def templates_check(intervention: tuple[str, ...], as_json: bool) -> None:
-    """Render every letter with sample and canary values, and say what is wrong.
+    """Render every letter, and the reminder, with sample and canary values, and say what is wrong.
 
     Fails on undefined variables, facts and fields that are not declared, unsafe HTML, a personal
     value in a subject, header or file name, and parts that do not tell the same.
@@ -35,6 +36,7 @@ def templates_check(intervention: tuple[str, ...], as_json: bool) -> None:
     Example: referrals templates check mediation
     """
     from referrals.bootstrap import build_service
+    from referrals.reminder_check import check_reminder
     from referrals.settings_sources import read_settings
     from referrals.template_check import check_intervention, unused
 
@@ -48,6 +50,8 @@ def templates_check(intervention: tuple[str, ...], as_json: bool) -> None:
         problems += found
         if not found:
             notes[name] = unused(one, using.directory, using.templates, using.today())
+    if not intervention:
+        problems += check_reminder(using.directory, using.templates)
     if problems:
         raise ConfigurationError(list(dict.fromkeys(problems)))
     if as_json:
@@ -57,6 +61,8 @@ def templates_check(intervention: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"{click.style('✓', fg='green', bold=True)} {name}")
         for path in notes[name]:
             click.echo(f"  note: declared but not told in the letter: {path}")
+    if not intervention:
+        click.echo(f"{click.style('✓', fg='green', bold=True)} the reminder")
 
 
 @templates_command.command("new")
@@ -187,7 +193,28 @@ def _examined(settings: Settings) -> tuple[list[Problem], list[str]]:
         notes.append("relay.password is not set: it will be asked for.")
     if settings.secrets:
         notes += _open_secrets(settings.secrets)
+    notes += _unfinished(settings)
     return faults, notes
+
+
+def _unfinished(settings: Settings) -> Iterator[str]:
+    """What nobody has had, as far as is known, and nobody has looked after."""
+    from referrals.bootstrap import now, open_outbox
+
+    if not (settings.outbox / "outbox.sqlite3").is_file():
+        return
+    days = settings.delivery.keep_unfinished_days
+    try:
+        with open_outbox(settings) as outbox:
+            old = len(outbox.unfinished(now() - timedelta(days=days)))
+    except OutboxError as error:
+        yield str(error)
+        return
+    if old:
+        yield (
+            f"{old} of the messages in the outbox were neither relayed nor cancelled, and not "
+            f"touched for {days} days: `referrals outbox purge --dry-run` lists them."
+        )
 
 
 def _folder_faults(outbox: Path) -> Iterator[Problem]:

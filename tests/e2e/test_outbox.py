@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import os
 import signal
 import sqlite3
 import subprocess
@@ -51,7 +52,11 @@ def status(referrals: Command, reference: str) -> str:
 
 def test_an_empty_outbox_says_so(referrals: Command, home: Path) -> None:
     assert referrals("outbox", "list").out == "Empty.\n"
-    assert referrals("outbox", "list", "--json").json == {"counts": {}, "messages": []}
+    assert referrals("outbox", "list", "--json").json == {
+        "counts": {},
+        "unfinished_and_old": 0,
+        "messages": [],
+    }
     assert referrals("due").out == "Nothing is overdue.\n"
     assert "0 entries" in referrals("audit", "verify").out
     for argv in (["show", "X"], ["retry", "X"], ["cancel", "X"], ["erase", "X"]):
@@ -171,66 +176,6 @@ def test_cancel_and_retry_do_what_their_status_allows(
         assert len(relay.arrived) == 1
 
 
-def test_an_answer_is_awaited_until_it_is_recorded(
-    case_file: Path, referrals: Command, relay_env: RelayEnv, clock: Callable[[timedelta], None]
-) -> None:
-    reference = send(referrals, relay_env)
-    assert referrals("due", "--json").json == []
-    clock(timedelta(days=8))
-    assert reference in referrals("due").out
-    assert referrals("due", "--json").json[0]["acknowledge_by"] == "2026-12-01"
-    assert referrals("ack", reference).out == f"{reference}: acknowledged 2026-12-02\n"
-    assert referrals("due", "--json").json == []
-    assert "acknowledged 2026-12-02" in referrals("outbox", "show", reference).out
-
-
-def test_content_is_forgotten_in_time_and_the_account_stays(
-    case_file: Path, referrals: Command, relay_env: RelayEnv, clock: Callable[[timedelta], None]
-) -> None:
-    reference = send(referrals, relay_env)
-    assert referrals("draft", "mediation", "case.json").code == 0
-    draft = next(Path("outbox/drafts").glob("*.eml"))
-    old = (NOW - timedelta(days=1)).timestamp()
-    os.utime(draft, (old, old))
-    assert referrals("outbox", "purge", "--json").json == {"purged": 0, "drafts_deleted": 0}
-    clock(timedelta(days=31))
-    assert referrals("outbox", "purge", "--json").json == {"purged": 1, "drafts_deleted": 0}
-    clock(timedelta(days=91))
-    assert "1 drafts deleted" in referrals("outbox", "purge").out
-    assert not draft.exists()
-    told = referrals("outbox", "show", reference, "--json").json[0]
-    assert (told["status"], bool(told["purged_at"])) == ("relayed", True)
-    assert "Alex Sample" not in everything_in(Path("outbox"))
-    assert referrals("audit", "verify").code == 0
-
-
-def everything_in(folder: Path) -> str:
-    """What a thief of the folder would read, free pages of the database included."""
-    with sqlite3.connect(folder / "outbox.sqlite3") as database:
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return "".join(
-        file.read_bytes().decode("latin-1") for file in folder.rglob("*") if file.is_file()
-    )
-
-
-def test_everything_on_one_case_is_exported_and_erased(
-    case_file: Path, referrals: Command, relay_env: RelayEnv, home: Path
-) -> None:
-    reference = send(referrals, relay_env)
-    done = referrals("outbox", "export", "sample-001", "--out", "held", "--json").json
-    assert (done["messages"], done["audit"]) == (1, 2)
-    [message] = (home / "held").glob("*.eml")
-    assert b"X-Unsent" not in message.read_bytes()
-    [account] = (home / "held").glob("*.json")
-    assert json.loads(account.read_text())["messages"][0]["reference"] == reference
-    assert "1 messages would be erased" in referrals("outbox", "erase", "SAMPLE-001").out
-    assert referrals("outbox", "erase", "SAMPLE-001", "--yes", "--json").json["erased"] == 1
-    assert "Alex Sample" not in everything_in(home / "outbox")
-    actions = [entry["action"] for entry in referrals("audit", "list", "--json").json]
-    assert actions == ["queued", "relayed", "erased"]
-    assert referrals("outbox", "export", "NOBODY-1", "--out", "held").code == 6
-
-
 def test_the_audit_tells_what_kind_of_thing_was_disclosed_and_no_value(
     case_file: Path, referrals: Command, relay_env: RelayEnv
 ) -> None:
@@ -255,6 +200,80 @@ def test_an_altered_audit_is_noticed(
     done = referrals("audit", "verify")
     assert (done.code, "tampered" in done.out) == (12, True)
     assert referrals("audit", "verify", "--json").json["breaks"][0]["number"] == 1
+
+
+def test_an_audit_that_was_cut_short_is_noticed_by_what_was_noted(
+    case_file: Path, referrals: Command, relay_env: RelayEnv, home: Path
+) -> None:
+    send(referrals, relay_env)  # queued, relayed, and the day's retention
+    noted = referrals("audit", "verify", "--json").json["noted"]
+    assert noted.startswith("3:")
+    assert noted in referrals("audit", "verify", "--expect", noted[:18]).out
+    with sqlite3.connect(home / "outbox" / "outbox.sqlite3") as database:
+        database.execute("DROP TRIGGER audit_is_not_shortened")
+        database.execute("DELETE FROM audit WHERE number > 1")
+    assert referrals("audit", "verify").code == 0, "nothing shows by itself"
+    done = referrals("audit", "verify", "--expect", noted)
+    assert (done.code, "the log ends at 1" in done.out) == (12, True)
+    assert referrals("audit", "verify", "--expect", f"1:{'0' * 16}").code == 12
+    for wrong in ("2", "2:xyz", f"2:{'0' * 15}", f"x:{'0' * 16}"):
+        assert referrals("audit", "verify", "--expect", wrong).code == 2, wrong
+
+
+def test_the_audit_is_listed_and_exported_by_case_and_by_day(
+    case_file: Path, referrals: Command, relay_env: RelayEnv, clock: Callable[[timedelta], None]
+) -> None:
+    reference = send(referrals, relay_env)
+    clock(timedelta(days=2))
+    referrals("ack", reference)
+    for argv in (("list", "--json"), ("export", "--json")):
+        for filters, actions in (
+            ([], ["queued", "relayed", "retention", "acknowledged"]),
+            (["--since", "2026-11-25"], ["acknowledged"]),
+            (["--since", "2026-11-24"], ["queued", "relayed", "retention", "acknowledged"]),
+            (["--case", "sample-001"], ["queued", "relayed", "acknowledged"]),
+            (["--case", "OTHER-1"], []),
+        ):
+            out = referrals("audit", *argv, *filters).out
+            found = (
+                json.loads(out) if argv[0] == "list" else [json.loads(x) for x in out.splitlines()]
+            )
+            assert [entry["action"] for entry in found] == actions
+    rows = list(csv.DictReader(io.StringIO(referrals("audit", "export", "--format", "csv").out)))
+    assert [row["action"] for row in rows] == ["queued", "relayed", "retention", "acknowledged"]
+    assert json.loads(rows[0]["detail"])["intervention"] == "mediation"
+    assert referrals("audit", "list", "--since", "yesterday").code == 2
+    assert referrals("audit", "list", "--case", "OTHER-1").out == "No entries.\n"
+
+
+def test_what_is_shown_says_what_to_do_next(
+    case_file: Path,
+    referrals: Command,
+    relay_env: RelayEnv,
+    clock: Callable[[timedelta], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reference = send(referrals, relay_env, BUSY)
+
+    def shown() -> str:
+        return referrals("outbox", "show", reference).out
+
+    assert "next step: none: `referrals deliver` tries it again" in shown()
+    clock(timedelta(hours=1))
+    with Beside(ScriptedRelay(NO)) as relay:
+        relay_env(relay.port)
+        assert "It is not tried again" in referrals("deliver").out
+    assert f"`referrals outbox retry {reference}`" in shown()
+    assert "`referrals deliver` tries it" in referrals("outbox", "retry", reference).out
+    monkeypatch.setenv("REFERRALS_DELIVERY_ON_UNCERTAIN", "hold")
+    with Beside(ScriptedRelay({"content": Drop()})) as relay:
+        relay_env(relay.port)
+        assert "It waits for you" in referrals("deliver").out
+    assert "status: uncertain, waits for you" in shown()
+    assert "ask the agency whether it came" in shown()
+    referrals("ack", reference)
+    assert "status: relayed, answered" in shown()
+    assert referrals("outbox", "list", "--status", "failed").out.startswith("None like that.")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

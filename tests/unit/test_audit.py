@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from referrals.audit import FIRST, Entry, new_entry, verify
+from referrals.audit import COLUMNS, FIRST, Entry, Noted, as_csv, new_entry, verify
 from tests.conftest import NOW
 
 
@@ -133,3 +135,44 @@ def test_time_is_told_in_utc_whatever_zone_it_came_in() -> None:
 
     assert entry.moment == "2026-07-01T12:00:00+00:00"
     assert entry.at == at
+
+
+def test_what_was_noted_has_to_be_there_still() -> None:
+    """Otherwise a log cut short at its end, or made anew as a whole, would pass."""
+    log = chain(5)
+    noted = Noted(5, log[4].hash)
+    assert Noted.parse(str(noted)) == noted
+    short = Noted.parse(f" 5:{log[4].hash[:16].upper()}")
+    for one in (noted, short, Noted(3, log[2].hash), Noted(0, FIRST)):
+        assert list(verify(log, one)) == []
+    assert [found.number for found in verify(log[:4], noted)] == [5]
+    assert [found.number for found in verify([], noted)] == [5]
+    another = [rehashed(replace(one, actor="nobody", before=FIRST)) for one in chain(1)]
+    assert [found.number for found in verify(another, Noted(1, log[0].hash))] == [1]
+
+
+@pytest.mark.parametrize("text", ["", "5", "5:", ":abc", f"5:{'0' * 15}", f"5:{'g' * 16}", "5:0 0"])
+def test_what_is_no_note_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="NUMBER:HASH"):
+        Noted.parse(text)
+
+
+def test_csv_tells_every_entry_as_it_is() -> None:
+    log = chain(3)
+    rows = list(csv.reader(io.StringIO("".join(as_csv(log)))))
+    assert rows[0] == list(COLUMNS)
+    assert [[row[0], *row[1:]] for row in rows[1:]] == [
+        [str(one.number), one.moment, one.actor, one.action, one.reference, one.case_reference,
+         one.facts, one.before, one.hash]
+        for one in log
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1", "＝1", '=HYPERLINK("x")']
+)
+def test_nothing_in_the_csv_is_a_formula(text: str) -> None:
+    """A name of a user, or what somebody has put in, is read as text by any spreadsheet."""
+    whole = "".join(as_csv([replace(chain(1)[0], actor=text, case_reference=text, facts=text)]))
+    row = list(csv.reader(io.StringIO(whole, newline="")))[1]
+    assert [row[2], row[5], row[6]] == [f"'{text}"] * 3

@@ -1,0 +1,131 @@
+"""How a message in the outbox is told: as JSON, and in words with what to do next."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any
+
+from referrals.delivery import DeliveryStatus
+
+if TYPE_CHECKING:
+    from referrals.queueing import Attempt, Held
+
+COLOURS = {
+    DeliveryStatus.RELAYED: "green",
+    DeliveryStatus.FAILED: "red",
+    DeliveryStatus.UNCERTAIN: "yellow",
+    DeliveryStatus.DELAYED: "yellow",
+}
+
+
+def held_json(held: Held) -> dict[str, Any]:
+    return {
+        "reference": held.reference,
+        "case_reference": held.case_reference,
+        "intervention": held.intervention,
+        "agency": held.agency,
+        "to": held.recipient,
+        "status": str(held.status),
+        "attempts": held.attempts,
+        "may_arrive_twice": held.maybe_doubled,
+        "queued_at": held.queued_at.isoformat(),
+        "due_at": held.due_at.isoformat() if held.due_at else None,
+        "relayed_at": held.relayed_at.isoformat() if held.relayed_at else None,
+        "acknowledge_by": held.acknowledge_by.isoformat(),
+        "acknowledged_on": held.acknowledged_on.isoformat() if held.acknowledged_on else None,
+        "message_id": held.message_id,
+        "sha256": held.sha256,
+        "size": held.size,
+        "purged_at": held.purged_at.isoformat() if held.purged_at else None,
+    }
+
+
+def attempt_json(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "started_at": attempt.started_at.isoformat(),
+        "ended_at": attempt.ended_at.isoformat() if attempt.ended_at else None,
+        "outcome": attempt.outcome,
+        "stage": attempt.stage,
+        "code": attempt.code,
+        "enhanced": attempt.enhanced,
+        "words": attempt.words,
+        "relay": attempt.relay,
+    }
+
+
+def attempt_words(attempt: Attempt) -> str:
+    """`24 November 2026 12:00:03 UTC, smtp.example.com:587: delayed. 451 4.7.1 come back later`"""
+    said = " ".join(str(part) for part in (attempt.code, attempt.enhanced, attempt.words) if part)
+    relay = attempt.relay or "relay not known"
+    return (
+        f"{moment_words(attempt.started_at)}, {relay}: {attempt.outcome or 'under way'}. {said}"
+    ).rstrip()
+
+
+def told_status(held: Held) -> str:
+    """The status, and what one has to know with it."""
+    if held.status is DeliveryStatus.RELAYED:
+        if held.acknowledged_on:
+            return "relayed, answered"
+        return "relayed, perhaps twice" if held.maybe_doubled else "relayed"
+    waits = held.due_at is not None
+    if held.status is DeliveryStatus.UNCERTAIN:
+        return "uncertain, tried again" if waits else "uncertain, waits for you"
+    return f"{held.status}, may arrive twice" if held.maybe_doubled else str(held.status)
+
+
+def next_step(held: Held, today: date) -> str:
+    """What a person does about it now."""
+    reference = held.reference
+    match held.status:
+        case DeliveryStatus.FAILED | DeliveryStatus.UNCERTAIN if held.purged_at is not None:
+            return (
+                "its content is forgotten, so it can't be tried again: if it is still needed, "
+                "refer again from the case"
+            )
+        case DeliveryStatus.QUEUED:
+            return "`referrals deliver` tries it"
+        case DeliveryStatus.SENDING:
+            return "wait: it is being submitted just now"
+        case DeliveryStatus.DELAYED:
+            return "none: `referrals deliver` tries it again when it is due"
+        case DeliveryStatus.FAILED:
+            return (
+                "mend what the relay says, then `referrals outbox retry "
+                f"{reference}`; or `outbox cancel` it"
+            )
+        case DeliveryStatus.UNCERTAIN if held.due_at is not None:
+            return "none: `referrals deliver` tries it again, and it may arrive twice"
+        case DeliveryStatus.UNCERTAIN:
+            return (
+                f"ask the agency whether it came. If so `referrals ack {reference}`, if not "
+                f"`referrals outbox retry {reference}`"
+            )
+        case DeliveryStatus.RELAYED if held.acknowledged_on is not None:
+            return "none: the agency has answered"
+        case DeliveryStatus.RELAYED if held.acknowledge_by < today:
+            return (
+                f"the answer is late: `referrals due --draft {reference}`, or "
+                f"`referrals ack {reference}` if it has come"
+            )
+        case DeliveryStatus.RELAYED:
+            return f"wait for the answer, then `referrals ack {reference}`"
+        case _:
+            return "none: it was taken back"
+
+
+def day_words(day: date) -> str:
+    return f"{day.day} {day:%B %Y}"
+
+
+def moment_words(moment: datetime) -> str:
+    return f"{day_words(moment.date())} {moment:%H:%M:%S} UTC"
+
+
+def days_words(days: int) -> str:
+    return "1 day" if days == 1 else f"{days} days"
+
+
+def counted(number: int, thing: str, things: str = "") -> str:
+    """`1 message`, `2 messages`."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {things or f'{thing}s'}"
