@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV   := .venv
+PEERS  := .venv-bench
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
@@ -36,23 +37,25 @@ format: $(FOR_TEST).ready ## lay the code out and mend what ruff can
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-bench: $(FOR_TEST).ready ## cold start, as ratios; fails when a target is missed
-	$(PY) benchmarks/cold_start.py $(ARGS)
+bench: $(FOR_TEST).ready $(PEERS)/.made ## speed beside other programs; fails when a target is missed
+	@bash scripts/install_test_tools.sh
+	$(PY) -m benchmarks $(ARGS)
 
 venv: $(FOR_TEST).ready ## .venv with everything for development
 
 # runtime and run are cut from dev's versions. To move to newer ones: make lock UPGRADE=--upgrade
-LOCK = $(PY) -m uv pip compile pyproject.toml --quiet --no-config --universal \
+LOCK = $(PY) -m uv pip compile --quiet --no-config --universal \
 	--python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-annotate --no-header
 lock: $(FOR_TEST).ready ## remake requirements/*.txt from pyproject.toml
-	$(LOCK) $(UPGRADE) --extra sink --group dev --output-file requirements/dev.txt
-	$(LOCK) --constraints requirements/dev.txt --upgrade --extra sink --group install --output-file requirements/run.txt
-	$(LOCK) --constraints requirements/dev.txt --upgrade --output-file requirements/runtime.txt
+	$(LOCK) pyproject.toml $(UPGRADE) --extra sink --group dev --output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --constraints requirements/dev.txt --upgrade --extra sink --group install --output-file requirements/run.txt
+	$(LOCK) pyproject.toml --constraints requirements/dev.txt --upgrade --output-file requirements/runtime.txt
+	$(LOCK) $(UPGRADE) --group bench --output-file requirements/bench.txt
 	@if grep -nE 'https?://|file:|^-' requirements/*.txt; then echo "A lock names a host, a path or an option." >&2; exit 1; fi
 
 clean: ## remove what was made here; drafts and the outbox stay
-	rm -rf $(VENV) dist build tests/parsers/node_modules .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) dist build tests/parsers/node_modules .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
@@ -68,6 +71,13 @@ $(VENV)/.run $(VENV)/.dev: $(VENV)/.%: requirements/%.txt
 	@$(PIP) install --require-hashes --only-binary=:all: -r $<
 	@printf '%s\n' "$$MADE_FOR" > $@
 
+# Other programs to be measured beside, which would not all go with what we are built on.
+$(PEERS)/.made: requirements/bench.txt
+	@echo "Making $(PEERS) from $<"
+	@"$(BASE_PYTHON)" -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes --only-binary=:all: -r $<
+	@printf '%s\n' "$$MADE_FOR" > $@
+
 # The checkout itself, installed in place, with no build environment fetched for it.
 $(VENV)/.run.ready $(VENV)/.dev.ready: $(VENV)/.%.ready: $(VENV)/.% pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation --editable .
@@ -78,5 +88,10 @@ $(VENV)/.run.ready $(VENV)/.dev.ready: $(VENV)/.%.ready: $(VENV)/.% pyproject.to
 ifneq ($(wildcard $(FOR_RUN)),)
 ifneq ($(strip $(shell cat $(FOR_RUN))),$(strip $(MADE_FOR)))
 .PHONY: $(FOR_RUN)
+endif
+endif
+ifneq ($(wildcard $(PEERS)/.made),)
+ifneq ($(strip $(shell cat $(PEERS)/.made)),$(strip $(MADE_FOR)))
+.PHONY: $(PEERS)/.made
 endif
 endif
