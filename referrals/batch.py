@@ -94,7 +94,12 @@ def check_row(
     try:
         case, place = service.read(raw)
     except CaseInvalid as error:
-        problems += (one for one in error.problems if not _is_for_another(one, asked))
+        said = {problem.where for problem in row.problems}
+        problems += (
+            one
+            for one in error.problems
+            if one.where not in said and not _is_for_another(one, asked)
+        )
     except CaseUnreadable as error:
         problems.append(Problem("(the row)", str(error), "", "case-unreadable"))
     else:

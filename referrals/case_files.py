@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from referrals.errors import CaseInvalid, CaseUnreadable, Problem
@@ -100,43 +101,164 @@ def parse_csv(text: str, name: str) -> Iterator[dict[str, Any]]:
     delimiter = max(",;\t", key=header_line.count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = [cell.strip() for cell in next(rows, [])]
-        while header and not header[-1]:
-            header.pop()  # Excel leaves a separator behind what was deleted
-        check_header(header, name)
+        columns = Columns(next(rows, []), name)
         for number, row in enumerate(rows, 2):
             if not any(cell.strip() for cell in row):
                 continue
-            if len(row) > len(header) and any(cell.strip() for cell in row[len(header) :]):
+            over = columns.without_name(row)
+            if over is not None:
                 raise CaseUnreadable(
-                    f"{name}, row {number}: more cells than columns. Quote a cell that holds the "
-                    f"separator ({'tab' if delimiter == chr(9) else delimiter})."
+                    f"{name}, row {number}: a value in column {letters(over)}, which has no name. "
+                    "Name the column; or quote a cell that holds the separator "
+                    f"({'tab' if delimiter == chr(9) else delimiter})."
                 )
-            yield unflatten(zip(header, row, strict=False))
+            yield columns.nested(row)
     except csv.Error as error:
         raise CaseUnreadable(f"{name} is not CSV: {error}, line {rows.line_num}.") from None
 
 
-def check_header(header: list[str], name: str) -> None:
-    """Raises CaseUnreadable for none at all, CaseInvalid for names that can't be columns."""
-    if not any(header):
-        raise CaseUnreadable(f"{name} is empty. `referrals new --csv` prints one to start from.")
-    problems = []
-    for column in dict.fromkeys(header):
-        shown = column if all(map(_is_part, column.split("."))) else "(a column)"
-        if shown != column:
-            problems.append(
-                Problem(
-                    shown,
+def letters(position: int) -> str:
+    """What a spreadsheet program calls the column at a position: A, B … Z, AA."""
+    name = ""
+    number = position + 1
+    while number:
+        number, letter = divmod(number - 1, 26)
+        name = chr(65 + letter) + name
+    return name
+
+
+_BREAKS = re.compile(r"\s*(?:[\r\n\u2028\u2029]|(?<=\.)\s|\s(?=\.))\s*")
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+
+
+def column_name(cell: str) -> str:
+    """A column's name without what a spreadsheet program or a mail does to it.
+
+    Blank space around its parts, line breaks, characters that can't be seen, and capitals.
+    """
+    name = _BREAKS.sub("", _UNSEEN.sub("", cell).strip())
+    lower = name.lower()
+    # A single word in capitals is rather somebody's name, in a file without a header.
+    return lower if "." in name or lower in ("reference", "intervention") else name
+
+
+class Columns:
+    """A header, looked at once, so that a row costs little.
+
+    Raises:
+        CaseUnreadable: no names at all.
+        CaseInvalid: names that can't be columns.
+    """
+
+    def __init__(self, header: Sequence[str], name: str) -> None:
+        names = [column_name(cell) for cell in header]
+        while names and not names[-1]:
+            names.pop()  # Excel leaves a separator behind what was deleted
+        if not names:
+            raise CaseUnreadable(
+                f"{name} is empty. `referrals new --csv` prints one to start from."
+            )
+        self.names: Sequence[str] = names
+        problems = list(self._problems(header))
+        if problems:
+            raise CaseInvalid(problems)
+        self._nameless = [position for position, one in enumerate(names) if not one]
+        self._top = _Group()
+        self._plain = all(
+            self._top.take(one.split("."), position) for position, one in enumerate(names) if one
+        ) and self._top.settle(_DEEPEST)
+
+    def _problems(self, header: Sequence[str]) -> Iterator[Problem]:
+        for position, column in enumerate(self.names):
+            if not column:
+                continue
+            first = self.names.index(column)
+            if not all(map(_is_part, column.split("."))):
+                yield Problem(
+                    f"column {letters(position)}",
                     "has a name that is not of our form.",
-                    "Use dotted names such as people.victim.name.",
+                    "Use dotted names such as people.victim.name; take a column of your own out.",
                     "column",
                 )
+            elif first != position:
+                # A name that was typed otherwise may be no column of ours: it is not repeated.
+                ours = column == header[position].strip()
+                yield Problem(
+                    column if ours else f"column {letters(position)}",
+                    f"stands twice: in columns {letters(first)} and {letters(position)}.",
+                    "Keep one column.",
+                    "doubled",
+                )
+
+    def without_name(self, cells: Sequence[str]) -> int | None:
+        """The position of the first value that stands in a column without a name."""
+        for position in self._nameless:
+            if position < len(cells) and cells[position].strip():
+                return position
+        for position in range(len(self.names), len(cells)):
+            if cells[position].strip():
+                return position
+        return None
+
+    def nested(self, cells: Sequence[str]) -> dict[str, Any]:
+        """As `unflatten` makes it of the names and the cells."""
+        if not self._plain:
+            return unflatten(
+                (one, cell) for one, cell in zip(self.names, cells, strict=False) if one
             )
-        elif header.count(column) > 1:
-            problems.append(Problem(shown, "stands twice.", "Keep one column.", "doubled"))
-    if problems:
-        raise CaseInvalid(problems)
+        if len(cells) < len(self.names):
+            cells = [*cells, *[""] * (len(self.names) - len(cells))]
+        return self._top.made(cells)
+
+
+class _Group:
+    """What belongs under one name: values by their position in a row, and further groups."""
+
+    __slots__ = ("groups", "is_list", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[str, int] = {}
+        self.groups: dict[str, _Group] = {}
+        self.is_list = False
+
+    def take(self, parts: Sequence[str], position: int) -> bool:
+        """False if a name would be both a value and a group."""
+        name, *rest = parts
+        if not rest:
+            self.values[name] = position
+            return name not in self.groups
+        return name not in self.values and self.groups.setdefault(name, _Group()).take(
+            rest, position
+        )
+
+    def settle(self, deepest: int) -> bool:
+        """Order lists; False for what needs a look at each row: names among numbers, depth."""
+        numbers = [name.isdigit() for name in (*self.values, *self.groups)]
+        self.is_list = all(numbers)
+        if self.is_list:
+            if self.values or any(map(str.isdigit, self._within())):
+                return False
+            self.groups = dict(sorted(self.groups.items(), key=lambda one: int(one[0])))
+        within = all(group.settle(deepest - 1) for group in self.groups.values())
+        return within and deepest > 1 and self.is_list == any(numbers)
+
+    def _within(self) -> Iterator[str]:
+        return (name for group in self.groups.values() for name in (*group.values, *group.groups))
+
+    def made(self, cells: Sequence[str]) -> dict[str, Any]:
+        made: dict[str, Any] = {
+            name: cell
+            for name, position in self.values.items()
+            if (cell := cells[position]) and not cell.isspace()
+        }
+        for name, group in self.groups.items():
+            if group.is_list:
+                items = [item for one in group.groups.values() if (item := one.made(cells))]
+                if items:
+                    made[name] = items
+            elif inner := group.made(cells):
+                made[name] = inner
+        return made
 
 
 def _is_part(part: str) -> bool:
@@ -168,7 +290,7 @@ def unflatten(cells: Iterable[tuple[str, str]]) -> dict[str, Any]:
         place[last] = value
     if problems:
         raise CaseInvalid(problems)
-    return tidy(_numbered(root))
+    return tidy({key: _numbered(inner) for key, inner in root.items()})
 
 
 def _numbered(value: Any) -> Any:

@@ -4,6 +4,7 @@
       CaseError            the referrer mends the case
         CaseUnreadable       not JSON, not UTF-8, not there
         CaseInvalid          .problems: each with the path of a field
+          ColumnsInvalid       the same, of the columns of a file of cases
         ReferralBlocked      .findings: rules that say no; .problems besides
       RoutingError         a person decides
         InterventionUnknown
@@ -89,6 +90,10 @@ class _WithProblems(ReferralsError):
 class CaseInvalid(_WithProblems, CaseError):
     code = "case-invalid"
     heading = "The case has {count} to put right:"
+
+
+class ColumnsInvalid(CaseInvalid):
+    heading = "The columns of the file have {count} to put right:"
 
 
 class ReferralBlocked(CaseError):

@@ -8,42 +8,41 @@ from __future__ import annotations
 
 import csv
 import os
-import warnings
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import date, datetime, time, timedelta
+import re
+from collections.abc import Container, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from pydantic import BaseModel
-
-from referrals.case import Case
-from referrals.case_files import check_header, parse_json, unflatten
-from referrals.directory import Directory, QuestionType
+from referrals.case_files import column_name, letters, parse_json
+from referrals.directory import Directory
 from referrals.errors import CaseInvalid, CaseUnreadable, Problem
+from referrals.tables import (
+    FORMULA_STARTS,
+    HEADER_WITHIN,
+    STRAY_BYTE,
+    WHOLE_ROW,
+    KnownColumns,
+    Record,
+    Row,
+    Torn,
+    cases_of,
+    guarded,
+    header_at,
+    name_of,
+)
+
+if TYPE_CHECKING:
+    from referrals.sheets import Merged, Sheet, SheetRow, Workbook
 
 _LONGEST_LINE = 1_000_000
 _LARGEST_WORKBOOK = 2_000_000_000  # unpacked; a few MB of zip may claim any size
-_LARGEST_STRINGS = 500_000_000  # openpyxl keeps a workbook's table of texts in memory
-_PIECE = 1 << 20
+_LARGEST_STRINGS = 500_000_000
+_PIECE = 1 << 18
 _OLE = b"\xd0\xcf\x11\xe0"  # old .xls, and every workbook with a password
 _ZIP = b"PK\x03\x04"
 _LINE = "(the line)"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One case as it stands in the file.
-
-    `cells` are what the file holds, to be written out again; `raw` is the case, as far as it could
-    be read; `problems` are those of the form, before the case is looked at.
-    """
-
-    number: int
-    cells: Sequence[Any] = field(repr=False)
-    raw: Mapping[str, Any] = field(repr=False)
-    problems: tuple[Problem, ...] = ()
 
 
 class RowFile(Protocol):
@@ -54,7 +53,7 @@ class RowFile(Protocol):
 
         Raises:
             CaseUnreadable: nothing more can be made of it from there on.
-            CaseInvalid: column names that contradict one another.
+            CaseInvalid: column names that contradict one another or that nobody knows.
         """
         ...
 
@@ -63,8 +62,12 @@ class RowFile(Protocol):
         ...
 
 
-def open_rows(path: Path, directory: Directory) -> RowFile:
+def open_rows(path: Path, directory: Directory, sheet: str | None = None) -> RowFile:
     """Told by its content first and its name second, since files are renamed.
+
+    Args:
+        sheet: of a workbook, the name of the sheet to read or its number, counted from 1; without
+            it, there must be only one sheet with cases.
 
     Raises:
         CaseUnreadable: not there, not a file, or of no form that we read.
@@ -74,17 +77,28 @@ def open_rows(path: Path, directory: Directory) -> RowFile:
             raise CaseUnreadable(f"{path} is not a file: it must be one that can be read twice.")
         with path.open("rb") as file:
             start = file.read(4096)
+    name = path.suffix.lower()
     if start.startswith(_OLE):
+        raise CaseUnreadable(_old_workbook(path))
+    if start.startswith(_ZIP) or name in (".xlsx", ".xlsm"):
+        return _Workbook(path, directory, sheet)
+    if sheet is not None:
+        raise CaseUnreadable(f"{path} is not a workbook: it has no sheets to choose from.")
+    if start.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"<"):
         raise CaseUnreadable(
-            f"{path} is an old .xls workbook, or one with a password. Save it as .xlsx without a "
-            "password, or as CSV."
+            f"{path} is a web page or XML, though a spreadsheet program opens it. Open it there "
+            "and save it as .xlsx, or as CSV."
         )
-    if start.startswith(_ZIP) or path.suffix.lower() == ".xlsx":
-        return _Workbook(path, directory)
-    is_json = start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-    if is_json or path.suffix.lower() in (".jsonl", ".ndjson"):
-        return _JsonLines(path)
-    return _Csv(path, _encoding(path, start))
+    encoding, mixed = _encoding(path, start)
+    text = start.decode(encoding, "ignore").lstrip()
+    if text.startswith("[") and name in (".json", ".jsonl", ".ndjson"):
+        raise CaseUnreadable(
+            f"{path} is one list in JSON. Write one case a line instead, without the brackets and "
+            "the commas between."
+        )
+    if text.startswith("{") or name in (".jsonl", ".ndjson"):
+        return _JsonLines(path, "utf-16" if encoding.startswith("utf-16") else "utf-8-sig")
+    return _Csv(path, directory, encoding, mixed)
 
 
 @contextmanager
@@ -96,31 +110,68 @@ def _reading(path: Path) -> Iterator[None]:
         raise CaseUnreadable(f"{path} can't be read: {reason}.") from None
 
 
-def _encoding(path: Path, start: bytes) -> str:
-    """UTF-8 if all of it is, UTF-16 if it says so (Excel's "Unicode text"), else CP1252."""
+def _old_workbook(path: Path) -> str:
+    with _reading(path), path.open("rb") as file:
+        start = file.read(_PIECE)
+        file.seek(max(path.stat().st_size - _PIECE, 0))
+        locked = "EncryptedPackage".encode("utf-16-le") in start + file.read()
+    if locked:
+        return (
+            f"{path} has a password. Open it in Excel, take the password away under File, Info, "
+            "Protect Workbook, Encrypt with Password, and save it; or save it as CSV."
+        )
+    return f"{path} is an old .xls workbook. Save it as .xlsx, or as CSV."
+
+
+def _encoding(path: Path, start: bytes) -> tuple[str, bool]:
+    """What a text is written in, and whether some of it is not.
+
+    UTF-16 if it says so (Excel's "Unicode Text") or has a NUL in every second place; UTF-8 if all
+    of its letters are, or most; else CP1252. Which the few are is said at each, not guessed.
+    """
     import codecs
 
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    decoder = codecs.getincrementaldecoder("utf-8")()
+        return "utf-16", False
+    if len(start) > 9 and not any(start[1:10:2]) and all(start[0:9:2]):
+        return "utf-16-le", False
+    make = codecs.getincrementaldecoder("utf-8")
     with _reading(path), path.open("rb") as file:
+        decoder = make()
         try:
             while piece := file.read(_PIECE):
                 decoder.decode(piece)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError:
-            return "cp1252"
-    return "utf-8-sig"
+            pass
+        else:
+            return "utf-8-sig", False
+        file.seek(0)
+        decoder = make("surrogateescape")
+        good = bad = 0
+        while piece := file.read(_PIECE):
+            text = decoder.decode(piece)
+            if not text.isascii():
+                wrong = len(STRAY_BYTE.findall(text))
+                bad += wrong
+                good += len(text) - len(text.encode("ascii", "ignore")) - wrong
+        bad += len(decoder.decode(b"", final=True))
+    if start.startswith(codecs.BOM_UTF8) or good >= bad:
+        return "utf-8-sig", True
+    return "cp1252", False
 
 
 def _lines(file: IO[str], path: Path) -> Iterator[str]:
+    readline = file.readline
     try:
-        while line := file.readline(_LONGEST_LINE):
+        while line := readline(_LONGEST_LINE):
             if len(line) == _LONGEST_LINE:
                 raise CaseUnreadable(f"{path} has a line without end: it is no file of cases.")
             yield line
     except UnicodeDecodeError:
-        raise CaseUnreadable(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
+        raise CaseUnreadable(
+            f"{path} is not text of any kind that we know. Save it as CSV UTF-8."
+        ) from None
 
 
 class _RowFile:
@@ -136,127 +187,232 @@ class _RowFile:
 
 
 class _Csv(_RowFile):
-    """As Excel saves it: with a mark or without, `,` `;` or tab, perhaps a line `sep=;`."""
+    """As Excel saves it: with a mark or without, `,` `;` or tab, perhaps a line `sep=;`.
 
-    def __init__(self, path: Path, encoding: str) -> None:
+    Args:
+        mixed: it is UTF-8 but for a few letters.
+    """
+
+    def __init__(self, path: Path, directory: Directory, encoding: str, mixed: bool) -> None:
         self._path = path
+        self._directory = directory
         self._encoding = encoding
+        self._mixed = mixed
         self._delimiter = ","
 
     def all(self) -> Iterator[Row]:
-        with _reading(self._path), self._path.open(encoding=self._encoding, newline="") as file:
+        with self._open() as file:
             lines = _lines(file, self._path)
-            first = next(lines, "")
-            if first.lower().startswith("sep=") and len(first.strip("\r\n")) == 5:
-                self._delimiter = first[4]  # Excel shows no row for it
-                first = next(lines, "")
+            first = list(islice(lines, HEADER_WITHIN))
+            told = bool(first) and re.fullmatch(r"sep=([^\r\n])[\r\n]*", first[0], re.IGNORECASE)
+            if told:
+                self._delimiter = told[1]  # Excel shows no row for it
+                first.pop(0)
             else:
-                self._delimiter = max(",;\t", key=first.count)
-            cells = csv.reader(_again(first, lines), delimiter=self._delimiter, strict=True)
-            yield from self._cases(cells)
+                self._delimiter = _delimiter(first, KnownColumns(self._directory))
+            cells = csv.reader(chain(first, lines), delimiter=self._delimiter, strict=True)
+            records = self._records(cells, 1 if told else 0)
+            yield from cases_of(records, self._directory, self._path, mixed=self._mixed)
 
-    def _cases(self, rows: Iterator[list[str]]) -> Iterator[Row]:
-        number = 1
-        try:
-            header = _header(next(rows, []), str(self._path))
-            yield Row(0, header, {})
-            for number, cells in enumerate(rows, 2):
-                if any(cell.strip() for cell in cells):
-                    yield _row(number, header, cells, cells)
-        except csv.Error as error:
-            raise CaseUnreadable(
-                f"{self._path} is not CSV: {error}, after row {number}. Look for a quotation mark "
-                "that is not closed."
-            ) from None
+    @contextmanager
+    def _open(self) -> Iterator[IO[str]]:
+        with (
+            _reading(self._path),
+            self._path.open(encoding=self._encoding, errors=self._errors, newline="") as file,
+        ):
+            yield file
+
+    @property
+    def _errors(self) -> str:
+        return "strict" if self._encoding.startswith("utf-16") else "surrogateescape"
+
+    def _records(self, rows: Any, above: int) -> Iterator[Record]:
+        """`rows` is a csv.reader. A quotation mark at fault ends them.
+
+        Where it was meant to close can't be told: going on with the next line would take the rest
+        of a cell for a row, and number all that follows wrongly.
+        """
+        number = 0
+        while True:
+            number += 1
+            start = rows.line_num
+            try:
+                cells = next(rows, None)
+            except csv.Error:
+                yield Record(number, (), (_TORN,), torn_at=start + above)
+                return
+            if cells is None:
+                return
+            yield Record(number, cells)
 
     def copy(self, to: Path, numbers: Container[int]) -> None:
-        with to.open("w", encoding="utf-8-sig", newline="") as file:
+        """What begins like a formula gets an apostrophe, which is dropped when it is read."""
+        errors = "surrogateescape"  # a byte that was no UTF-8 stays one, to be found again
+        with to.open("w", encoding="utf-8-sig", errors=errors, newline="") as file:
             writer: Any = None
             for row in self.chosen(numbers):
                 writer = writer or csv.writer(file, delimiter=self._delimiter)
-                writer.writerow(row.cells)
+                if isinstance(row, Torn):
+                    with self._open() as source:
+                        file.writelines(islice(_lines(source, self._path), row.line, None))
+                else:
+                    writer.writerow([guarded(cell) for cell in row.cells])
+
+
+def _delimiter(lines: Sequence[str], known: Container[str]) -> str:
+    """The one that makes the most columns that we know of a line near the top."""
+    scores = {
+        one: max(
+            (sum(column_name(cell.strip('" \r\n')) in known for cell in line.split(one))
+             for line in lines),
+            default=0,
+        )
+        for one in ",;\t|"
+    }  # fmt: skip
+    if any(scores.values()):
+        return max(scores, key=lambda one: scores[one])
+    first = next((line for line in lines if line.strip(",;\t \r\n")), "")
+    return max(",;\t", key=first.count)
+
+
+_TORN = Problem(
+    WHOLE_ROW,
+    "has a quotation mark that is not closed. This row and all rows after it were not read.",
+    'Close it, or write a quotation mark that belongs to the text twice (""). Then run the same '
+    "command again, since the rows after it may hold errors too.",
+    "quote",
+)
 
 
 class _JsonLines(_RowFile):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoding: str) -> None:
         self._path = path
+        self._encoding = encoding
 
     def all(self) -> Iterator[Row]:
-        with _reading(self._path), self._path.open(encoding="utf-8-sig", newline="\n") as file:
+        errors = "strict" if self._encoding == "utf-16" else "surrogateescape"
+        with (
+            _reading(self._path),
+            self._path.open(encoding=self._encoding, errors=errors, newline="\n") as file,
+        ):
             yield Row(0, (), {})
+            first = True
             for number, line in enumerate(_lines(file, self._path), 1):
                 if not line.strip():
                     continue
-                try:
-                    yield Row(number, (line,), parse_json(line, "The line"))
-                except CaseInvalid as error:
-                    yield Row(number, (line,), {}, error.problems)
-                except CaseUnreadable as error:
-                    words = str(error).removeprefix("The line ")
-                    yield Row(number, (line,), {}, (Problem(_LINE, words, "", "json"),))
+                if first and line.strip() == "{":
+                    raise CaseUnreadable(
+                        f"{self._path} has one case over many lines. Write each case on a line of "
+                        "its own; or give a single case to `referrals draft` or `send`."
+                    )
+                first = False
+                yield self._row(number, line)
+
+    def _row(self, number: int, line: str) -> Row:
+        wrong = None if line.isascii() else STRAY_BYTE.search(line)
+        if wrong:
+            what = f"is not UTF-8 at character {wrong.start() + 1}."
+            return Row(number, (line,), {}, (Problem(_LINE, what, "Save it as UTF-8.", "json"),))
+        try:
+            return Row(number, (line,), parse_json(line.strip(), "The line"))
+        except CaseInvalid as error:
+            return Row(number, (line,), {}, error.problems)
+        except CaseUnreadable as error:
+            words = str(error).removeprefix("The line ")
+            what = re.sub(r"line 1, column (\d+)\..*", r"at character \1.", words)
+            remedy = "Write one case a line, in braces, as in `referrals new`."
+            return Row(number, (line,), {}, (Problem(_LINE, what, remedy, "json"),))
 
     def copy(self, to: Path, numbers: Container[int]) -> None:
-        with to.open("w", encoding="utf-8", newline="") as file:
+        with to.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             for row in self.chosen(numbers):
                 file.writelines(f"{line.rstrip()}\n" for line in row.cells)
 
 
 class _Workbook(_RowFile):
-    """The first sheet that is shown, with the values that Excel saved for its formulas."""
+    """The one sheet with cases that is shown, with the values that Excel saved for its formulas."""
 
-    def __init__(self, path: Path, directory: Directory) -> None:
+    def __init__(self, path: Path, directory: Directory, sheet: str | None) -> None:
         self._path = path
         self._directory = directory
-        _openpyxl(path)
+        self._wanted = sheet
+        self._chosen: tuple[Sheet, list[Merged]] | None = None
 
     def all(self) -> Iterator[Row]:
-        openpyxl = _openpyxl(self._path)
-        path = self._path
-        with _reading(path), path.open("rb") as file:
-            with _translated(path):
-                _check_size(path)
-                # Read only: sheets are streamed, and links to other files are left alone.
-                book = openpyxl.load_workbook(
-                    file, read_only=True, data_only=True, keep_links=False
-                )
-                sheet = next(one for one in book.worksheets if one.sheet_state == "visible")
-                sheet.reset_dimensions()  # they may claim a million rows
-                rows = sheet.iter_rows(values_only=True)
-            try:
-                yield from self._cases(_next_ones(path, rows))
-            finally:
-                book.close()
+        from referrals.sheets import Workbook
 
-    def _cases(self, rows: Iterator[Sequence[Any]]) -> Iterator[Row]:
-        names = ["" if cell is None else str(cell) for cell in next(rows, ())]
-        header = _header(names, str(self._path))
-        wanted = [wanted_of(column, self._directory) for column in header]
-        yield Row(0, header, {})
-        for number, cells in enumerate(rows, 2):
-            if all(cell is None or cell == "" for cell in cells):
-                continue
-            problems = []
-            texts = []
-            for position, cell in enumerate(cells):
-                kind = wanted[position] if position < len(wanted) else "other"
-                text, problem = as_cell_text(cell, kind)
-                texts.append(text)
-                if problem and position < len(header):
-                    problems.append(Problem(header[position], *problem))
-            if any(text.strip() for text in texts):
-                yield _row(number, header, texts, cells, tuple(problems))
+        with _reading(self._path), ExitStack() as stack:
+            with _translated(self._path):
+                _check_size(self._path)
+                book = stack.enter_context(Workbook(self._path))
+                if self._chosen is None:
+                    sheet = self._choose(book)
+                    self._chosen = sheet, book.merged(sheet)
+            sheet, merged = self._chosen
+            rows = _next_ones(self._path, book.rows(sheet))
+            records = _with_merged(rows, merged) if merged else map(_record, rows)
+            yield from cases_of(records, self._directory, self._path)
+
+    def _choose(self, book: Workbook) -> Sheet:
+        """Raises CaseUnreadable, without their names, if several could be meant."""
+        shown = [sheet for sheet in book.sheets if not sheet.hidden]
+        if self._wanted is not None:
+            wanted = self._wanted.strip().casefold()
+            for sheet in book.sheets:
+                if sheet.name.strip().casefold() == wanted:
+                    return sheet
+            if wanted.isdecimal() and 0 < int(wanted) <= len(shown):
+                return shown[int(wanted) - 1]
+            raise CaseUnreadable(
+                f"{self._path} has no such sheet: give its name, or a number from 1 to "
+                f"{len(shown)}."
+            )
+        if not shown:
+            raise CaseUnreadable(f"{self._path} has no sheet that is shown.")
+        if len(shown) == 1:
+            return shown[0]
+        headed = [(number, self._is_headed(book, sheet)) for number, sheet in enumerate(shown, 1)]
+        filled = [number for number, found in headed if found == "filled"]
+        if len(filled) > 1:
+            numbers = ", ".join(map(str, filled[:-1])) + f" and {filled[-1]}"
+            raise CaseUnreadable(
+                f"{self._path} has cases in more than one sheet: {numbers}, counted from the left. "
+                "Choose one with --sheet, by number or name, and run the others after it; or hide "
+                "those that are not meant."
+            )
+        chosen = filled or [number for number, found in headed if found]
+        if not chosen:
+            raise CaseUnreadable(
+                f"{self._path} has {len(shown)} sheets, and none has our column names in its first "
+                f"{HEADER_WITHIN} rows. `referrals new --csv` prints them."
+            )
+        return shown[chosen[0] - 1]
+
+    def _is_headed(self, book: Workbook, sheet: Sheet) -> str:
+        """Whether there are column names: "" if not, else "filled" or "empty" below them."""
+        early = list(islice(chain.from_iterable(book.rows(sheet)), HEADER_WITHIN))
+        place = header_at([row.cells for row in early], KnownColumns(self._directory))
+        if place is None or "reference" not in map(name_of, early[place].cells):
+            return ""
+        return "filled" if len(early) > place + 1 else "empty"
 
     def copy(self, to: Path, numbers: Container[int]) -> None:
         openpyxl = _openpyxl(self._path)
         from openpyxl.cell import WriteOnlyCell
 
+        from referrals.sheets import CellError
+
         book = openpyxl.Workbook(write_only=True)
         sheet = book.create_sheet()
 
         def cell_of(value: Any) -> Any:
+            if isinstance(value, CellError):
+                value = value.shown
             cell = WriteOnlyCell(sheet, value)
             if isinstance(value, str):
                 cell.data_type = "s"  # what begins with = is text here, never a formula
+                cell.number_format = "@"  # and what is typed in its place stays as typed
+                cell.quotePrefix = value[:1] in tuple(FORMULA_STARTS)
             return cell
 
         for row in self.chosen(numbers):
@@ -269,22 +425,19 @@ def _openpyxl(path: Path) -> Any:
         import openpyxl
     except ImportError:
         raise CaseUnreadable(
-            f"{path} is a workbook, which needs openpyxl: pip install 'referrals[xlsx]'. Or save "
-            "it as CSV."
+            f"Rows of {path} can only be written with openpyxl: pip install 'referrals[xlsx]'. Or "
+            "save it as CSV."
         ) from None
     return openpyxl
 
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """The many errors of openpyxl as one of ours; its warnings are of what we do not use."""
+    from referrals.sheets import BROKEN
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (CaseUnreadable, OSError):
-        raise
-    except Exception:
+        yield
+    except BROKEN:
         raise CaseUnreadable(
             f"{path} is not a workbook that can be read. Open it in the spreadsheet program and "
             "save it again as .xlsx, or as CSV."
@@ -296,131 +449,49 @@ def _check_size(path: Path) -> None:
 
     with ZipFile(path) as packed:
         entries = packed.infolist()
-    strings = sum(one.file_size for one in entries if one.filename.endswith("sharedStrings.xml"))
+    strings = sum(one.file_size for one in entries if one.filename.endswith("haredStrings.xml"))
     if sum(one.file_size for one in entries) > _LARGEST_WORKBOOK or strings > _LARGEST_STRINGS:
         raise CaseUnreadable(f"{path} is too large a workbook. Save it as CSV.")
 
 
-def _next_ones(path: Path, rows: Iterator[Sequence[Any]]) -> Iterator[Sequence[Any]]:
-    """The rows, each fetched under `_translated`, which is not held while others run."""
+def _next_ones(path: Path, groups: Iterator[list[SheetRow]]) -> Iterator[SheetRow]:
+    """The rows, each group fetched under `_translated`, which is not held while others run."""
     while True:
         with _translated(path):
-            row = next(rows, None)
-        if row is None:
+            group = next(groups, None)
+        if group is None:
             return
-        yield row
+        yield from group
 
 
-Wanted = Literal["text", "moment", "other"]
+def _record(row: SheetRow) -> Record:
+    return Record(row.number, row.cells, (_HIDDEN,) if row.hidden else ())
 
 
-def wanted_of(column: str, directory: Directory) -> Wanted:
-    """What a column is to hold, as far as it matters for a typed cell."""
-    parts = column.split(".")
-    if parts[0] == "answers":
-        intervention = directory.interventions.get(parts[1]) if len(parts) == 3 else None
-        kinds = [one.type for one in intervention.fields if one.name == parts[2]] if (
-            intervention
-        ) else []  # fmt: skip
-        if QuestionType.MOMENT in kinds:
-            return "moment"
-        return "text" if {QuestionType.LINE, QuestionType.TEXT} & set(kinds) else "other"
-    found: set[Any] = {Case}
-    for part in parts:
-        models = [one for one in found if isinstance(one, type) and issubclass(one, BaseModel)]
-        if part.isdigit() or not models:
-            continue
-        info = models[0].model_fields.get(part)
-        found = set(_types(info.annotation)) if info else set()
-    return "text" if str in found and not {date, bool} & found else "other"
-
-
-def _types(annotation: Any) -> Iterator[Any]:
-    inner = getattr(annotation, "__args__", ())
-    if not inner:
-        yield annotation
-    for part in inner:
-        yield from _types(part)
-
-
-def as_cell_text(value: Any, wanted: Wanted = "other") -> tuple[str, tuple[str, str, str] | None]:
-    """A typed cell as one would type it into a CSV, and what is wrong with it: what, remedy, code.
-
-    A number where text is wanted has lost what was typed, a leading zero for example: it is said
-    and not guessed.
-    """
-    problem = None
-    match value:
-        case None:
-            return "", None
-        case str():
-            text = value.replace("_x000D_", "")  # how Excel stores a carriage return
-            if text in ("#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!"):
-                problem = ("holds a formula's error.", "Type the value itself.", "cell-error")
-            return text, problem
-        case bool():
-            text, kind = ("yes" if value else "no"), "yes or no"
-        case datetime():
-            text, kind = _moment_text(value, wanted), "a date"
-        case date():
-            text, kind = value.isoformat(), "a date"
-        case time() | timedelta():
-            text, kind = str(value), "a time"
-        case int() | float():
-            whole = isinstance(value, float) and value.is_integer()
-            text, kind = str(int(value) if whole else value), "a number"
-        case _:
-            text, kind = str(value), "something else"
-    if wanted == "text":
-        problem = (
-            f"is stored as {kind}, where text is wanted: what was typed may have changed, as a "
-            "leading zero is lost.",
-            "Format the column as Text in the spreadsheet and type the value again.",
-            "cell-type",
+def _with_merged(rows: Iterator[SheetRow], merged: Sequence[Merged]) -> Iterator[Record]:
+    """Says of each row that a merged cell covers, but the first, that it has no value there."""
+    coming = sorted(merged, reverse=True)
+    reaching: list[Merged] = []
+    for row in rows:
+        while coming and coming[-1].first_row < row.number:
+            reaching.append(coming.pop())
+        reaching = [one for one in reaching if one.last_row >= row.number]
+        problems = tuple(
+            Problem(
+                f"column {letters(one.column)}",
+                "is merged with the cell above, which alone holds the value.",
+                "Unmerge the cells and fill in each.",
+                "merged",
+            )
+            for one in reaching
         )
-    return text, problem
+        plain = _record(row)
+        yield plain._replace(problems=plain.problems + problems)
 
 
-def _moment_text(value: datetime, wanted: Wanted) -> str:
-    """A day where the cell has no time; Excel's fractions of a day miss seconds by a little."""
-    half = timedelta(milliseconds=500 if value.year < 9999 else 0)
-    nearest = (value + half).replace(microsecond=0)
-    if wanted != "moment" and nearest.time() == time():
-        return nearest.date().isoformat()
-    return f"{nearest:%Y-%m-%d %H:%M:%S}" if nearest.second else f"{nearest:%Y-%m-%d %H:%M}"
-
-
-def _header(names: Sequence[str], name: str) -> list[str]:
-    header = [cell.strip() for cell in names]
-    while header and not header[-1]:
-        header.pop()  # Excel leaves a separator behind what was deleted
-    check_header(header, name)
-    return header
-
-
-def _row(
-    number: int,
-    header: Sequence[str],
-    texts: Sequence[str],
-    cells: Sequence[Any],
-    problems: tuple[Problem, ...] = (),
-) -> Row:
-    if any(text.strip() for text in texts[len(header) :]):
-        over = Problem(
-            "(the row)",
-            "has more cells than there are columns.",
-            "Quote a cell that holds the separator, or name the column.",
-            "cells",
-        )
-        return Row(number, cells, {}, (*problems, over))
-    try:
-        return Row(number, cells, unflatten(zip(header, texts, strict=False)), problems)
-    except CaseInvalid as error:
-        return Row(number, cells, {}, (*problems, *error.problems))
-    except CaseUnreadable as error:
-        return Row(number, cells, {}, (*problems, Problem("(the row)", str(error), "", "depth")))
-
-
-def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+_HIDDEN = Problem(
+    WHOLE_ROW,
+    "is hidden, by a filter perhaps.",
+    "Show the row to have it read, or delete it.",
+    "hidden",
+)

@@ -47,6 +47,11 @@ _STILL_OPEN = {DeliveryStatus.QUEUED, DeliveryStatus.DELAYED, DeliveryStatus.SEN
 
 @click.command("batch")
 @click.argument("file", metavar="FILE")
+@click.option(
+    "--sheet",
+    metavar="NAME",
+    help="The sheet of a workbook: its name, or its number from the left.",
+)
 @click.option("--draft", is_flag=True, help="Save a draft for every referral.")
 @click.option("--send", is_flag=True, help="Queue every referral and submit what is due.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go where, as without it.")
@@ -71,6 +76,7 @@ _STILL_OPEN = {DeliveryStatus.QUEUED, DeliveryStatus.DELAYED, DeliveryStatus.SEN
 @json_option
 def batch_command(
     file: str,
+    sheet: str | None,
     draft: bool,
     send: bool,
     dry_run: bool,
@@ -116,7 +122,7 @@ def batch_command(
     gc.enable()  # unlike other commands, this one lives long enough to need it
     settings = read_settings()
     using = build_service(settings)
-    rows = open_rows(Path(file), using.directory)
+    rows = open_rows(Path(file), using.directory, sheet)
 
     folder = Path(out) if out else drafts_folder(settings.outbox)
     job = _Job(rows, using, settings, _Progress(as_json=as_json), Survey())

@@ -28,6 +28,7 @@ from referrals.sink import Sink
 from tests.conftest import ROOT, TODAY
 from tests.e2e.conftest import REFERRALS, Beside, Command, RelayEnv, process
 from tests.peers import ScriptedRelay
+from tests.workbooks import Book
 
 NCH = "community@nottinghamcityhomes.org.uk"
 CANARY = "Canary Quillfeather"
@@ -261,6 +262,71 @@ def test_wrong_use(argv: list[str], cells: dict[str, str], referrals: Command) -
     assert path.read_bytes() == before
 
 
+def test_a_workbook_from_excel_is_read_as_its_sheet_shows_it(
+    cells: dict[str, str], referrals: Command
+) -> None:
+    """Shared texts, a title, dates, a lost zero, a filter; mended in the skipped file, all go."""
+    book = Book()
+    rows: list[list[Any]] = [list(row.values()) for row in rows_of(cells, 5)]
+    columns = list(cells)
+    for row in rows:
+        row[columns.index("consents.1.on")] = book.number("46328", "dd/mm/yyyy")
+    phone = columns.index("people.victim.phone")
+    rows[1][phone] = book.number("7700900123")
+    rows[3][phone] = book.number("7700900123", "00000000000")
+    book.add([["Referrals"], [], columns, *rows], "Cases", hidden=(6,))
+    book.add([["mediation"]], "Lists", state="hidden")
+    book.save(Path("cases.xlsx"))
+    skip = ("--skip-invalid", "--skipped", "left.xlsx")
+    done = referrals("batch", "cases.xlsx", "--draft", *skip)
+
+    assert done.code == 3
+    assert "row 5: people.victim.phone: is stored as a number" in done.err
+    assert "row 6: (the row): is hidden, by a filter perhaps. Show the row" in done.err
+    assert done.err.count("row ") == done.err.count("row 5: ") + done.err.count("row 6: ") + 1
+    assert "3 drafted in" in done.out
+
+    left = openpyxl.load_workbook("left.xlsx")
+    assert left.worksheets[0].cell(2, phone + 1).value == 7700900123
+    left.worksheets[0].cell(2, phone + 1).value = "07700 900123"
+    left.save("mended.xlsx")
+    assert referrals("batch", "mended.xlsx", "--draft").code == 0
+    assert len(made()) == 5
+
+
+def test_rows_behind_an_open_quotation_mark_are_told_and_kept(
+    cells: dict[str, str], referrals: Command
+) -> None:
+    lines = write(rows_of(cells, 4)).read_text().split("\nCASE-3", 1)
+    Path("cases.csv").write_text(f'{lines[0]}\nCASE-3"'.replace("\nCASE-3\"", '\n"CASE-3')
+                                 + lines[1])  # fmt: skip
+    skip = ("--skip-invalid", "--skipped", "left.csv")
+    done = referrals("batch", "cases.csv", "--draft", *skip)
+
+    assert done.code == 3
+    assert "row 4: (the row): has a quotation mark that is not closed." in done.err
+    assert "2 drafted in" in done.out
+    left = Path("left.csv").read_text("utf-8-sig")
+    Path("mended.csv").write_text(left.replace('\n"CASE-3', "\nCASE-3"))
+    assert referrals("batch", "mended.csv", "--draft").code == 0
+    assert len(made()) == 4
+
+
+def test_no_file_that_we_write_runs_a_formula(cells: dict[str, str], referrals: Command) -> None:
+    rows = wrong_rows(cells)
+    formula = '=HYPERLINK("http://x.test","open")'
+    rows[1]["people.victim.access_needs"] = rows[3]["people.victim.access_needs"] = formula
+    write(rows)
+    argv = ["batch", "cases.csv", "--draft", "--errors", "errors.csv"]
+    referrals(*argv, "--skip-invalid", "--skipped", "left.csv")
+
+    for name in ("errors.csv", "left.csv"):
+        found = [cell for row in read(name) for cell in row.values()]
+        assert found
+        assert not [cell for cell in found if cell[:1] in tuple("=+-@\t\r")]
+    assert [row["people.victim.access_needs"] for row in read("left.csv")] == [f"'{formula}"] * 2
+
+
 def test_hostile_cells_do_nothing(cells: dict[str, str], referrals: Command) -> None:
     rows = rows_of(cells, 4)
     rows[0]["reference"] = "../../etc/passwd1"
@@ -290,36 +356,46 @@ def test_hostile_cells_do_nothing(cells: dict[str, str], referrals: Command) -> 
 # Drafting and sending
 
 
-def test_two_thousand_rows_are_drafted_once_each(cells: dict[str, str], referrals: Command) -> None:
-    write(rows_of(cells, 2_000))
+@pytest.fixture
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a few hundred rows are several groups, on every processor, with lines of progress."""
+    monkeypatch.setattr("referrals.cli.batch.GROUP", 40)
+    monkeypatch.setattr("referrals.cli.batch._EVERY", 100)
+    monkeypatch.setattr("referrals.batch._ROWS_AT_ONCE", 25)
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_many_rows_are_drafted_once_each(cells: dict[str, str], referrals: Command) -> None:
+    write(rows_of(cells, 300))
     done = referrals("batch", "cases.csv", "--draft", "--out", "drafts")
 
     assert done.code == 0
-    assert "2,000 drafted in drafts." in done.out
-    assert "Checking: 2,000" in done.err
-    assert "Drafting: 2,000 of 2,000" in done.err
+    assert "300 drafted in drafts." in done.out
+    assert "Checking: 300" in done.err
+    assert "Drafting: 300 of 300" in done.err
     drafts = list(Path("drafts").iterdir())
-    assert len(drafts) == 2_000
+    assert len(drafts) == 300
     told = {re.search(rb"Person \d+\.", path.read_bytes()) for path in drafts}
-    assert len({found[0] for found in told if found}) == 2_000
+    assert len({found[0] for found in told if found}) == 300
 
 
-def test_two_thousand_rows_are_queued_and_arrive_once_each(
+@pytest.mark.usefixtures("small_groups")
+def test_many_rows_are_queued_and_arrive_once_each(
     cells: dict[str, str], referrals: Command, relay_env: RelayEnv
 ) -> None:
-    write(rows_of(cells, 2_000))
+    write(rows_of(cells, 300))
     with Beside(Sink()) as relay:
         relay_env(relay.port)
         done = referrals(*SEND)
 
     assert done.code == 0
-    assert "2,000 queued." in done.out
-    assert "2,000 relayed" in done.out
-    assert queued() == {"relayed": 2_000}
-    assert len(relay.arrived) == 2_000
+    assert "300 queued." in done.out
+    assert "300 relayed" in done.out
+    assert queued() == {"relayed": 300}
+    assert len(relay.arrived) == 300
     assert {one.recipients for one in relay.arrived} == {(NCH,)}
     told = [re.search(rb"Person \d+\.", one.content) for one in relay.arrived]
-    assert len({found[0] for found in told if found}) == 2_000
+    assert len({found[0] for found in told if found}) == 300
 
 
 KILLED = """
@@ -470,3 +546,18 @@ def test_the_process_itself(cells: dict[str, str], home: Path) -> None:
 
     assert (done.code, done.err) == (0, "")
     assert len(made()) == 1
+
+
+def test_one_of_several_sheets_is_chosen(cells: dict[str, str], referrals: Command) -> None:
+    book = Book()
+    for name, row in zip(("May", "June"), rows_of(cells, 2), strict=True):
+        book.add([list(row), list(row.values())], name)
+    book.save(Path("cases.xlsx"))
+    unsaid = referrals("batch", "cases.xlsx", "--draft")
+    june = referrals("batch", "cases.xlsx", "--sheet", "june", "--draft")
+    first = referrals("batch", "cases.xlsx", "--sheet", "1", "--draft")
+
+    assert (unsaid.code, june.code, first.code) == (3, 0, 0)
+    assert "in more than one sheet: 1 and 2" in unsaid.err
+    assert "1 drafted in outbox/drafts." in june.out
+    assert len(made()) == 2

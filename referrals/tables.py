@@ -1,0 +1,454 @@
+"""A table of cases: what its columns mean, and what a spreadsheet program did to its cells.
+
+A header is looked at once, so that a row costs little. What a program put in the place of a value
+that was typed (an error, ####, a number without its zero) is said and never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, time, timedelta
+from functools import cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_origin
+
+from pydantic import BaseModel
+
+from referrals.case import Case
+from referrals.case_files import Columns, column_name, letters
+from referrals.directory import Directory, QuestionType
+from referrals.errors import CaseInvalid, CaseUnreadable, ColumnsInvalid, Problem
+
+if TYPE_CHECKING:
+    from referrals.sheets import CellError
+
+HEADER_WITHIN = 20
+"""Rows among which the column names stand; above them there may be a title and blank space."""
+
+WHOLE_ROW = "(the row)"
+_INTERVENTION = "intervention"
+_TITLE = 2  # filled cells; a row with more of them above the header may be a case
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case as it stands in the file.
+
+    `cells` are what the file holds, to be written out again; `raw` is the case, as far as it could
+    be read; `problems` are those of the form, before the case is looked at.
+    """
+
+    number: int
+    cells: Sequence[Any] = field(repr=False)
+    raw: Mapping[str, Any] = field(repr=False)
+    problems: tuple[Problem, ...] = ()
+
+
+class Record(NamedTuple):
+    """A row as it was found, before its columns have names."""
+
+    number: int
+    cells: Sequence[Any]
+    problems: tuple[Problem, ...] = ()
+    torn_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Torn(Row):
+    """The rest of a CSV that could not be taken apart, from this row on.
+
+    `line`: how many lines stand before it.
+    """
+
+    line: int = 0
+
+
+STRAY_BYTE = re.compile("[\udc80-\udcff]")  # how `surrogateescape` shows what it could not decode
+
+
+FORMULA_STARTS = "=+-@\t\r＝＋－＠"
+_GUARD = re.compile(f"'(?=[{re.escape(FORMULA_STARTS)}])")
+
+
+def guarded(cell: str) -> str:
+    """A cell that no spreadsheet program takes for a formula, whoever wrote it."""
+    return f"'{cell}" if cell[:1] and cell[0] in FORMULA_STARTS else cell
+
+
+def name_of(cell: Any) -> str:
+    return column_name(cell) if isinstance(cell, str) else ""
+
+
+def header_at(rows: Sequence[Sequence[Any]], known: Container[str]) -> int | None:
+    """Which row has the most names of columns that we know; None if none has any."""
+    counts = [sum(name_of(cell) in known for cell in cells) for cells in rows]
+    return counts.index(max(counts)) if any(counts) else None
+
+
+def cases_of(
+    records: Iterator[Record], directory: Directory, path: Path, *, mixed: bool = False
+) -> Iterator[Row]:
+    """The header as row 0, then each row that is not blank."""
+    early = list(islice(records, HEADER_WITHIN))
+    known = KnownColumns(directory)
+    place = header_at([one.cells for one in early], known)
+    if place is None:
+        broken = next((one for one in early if one.torn_at is not None), None)
+        if broken:
+            raise CaseUnreadable(f"{path}, row {broken.number}: {broken.problems[0]}")
+        filled = (n for n, one in enumerate(early) if any(_is_filled(cell) for cell in one.cells))
+        place = next(filled, None)
+        if place is None:
+            raise CaseUnreadable(
+                f"{path} is empty. `referrals new --csv` prints one to start from."
+            )
+        if len(early[place].cells) > 1:
+            raise CaseUnreadable(
+                f"{path} has no row of column names, such as reference or people.victim.name, "
+                f"among its first {HEADER_WITHIN}. `referrals new --csv` prints one."
+            )
+    header = early[place].cells
+    table = _Table(header, directory, str(path), mixed=mixed)
+    yield Row(0, header, {})
+    for one in early[:place]:
+        if sum(map(_is_filled, one.cells)) > _TITLE:
+            yield Row(one.number, one.cells, {}, (*one.problems, _ABOVE))
+    row_of = table.row
+    for record in chain(early[place + 1 :], records):
+        row = row_of(record)
+        if row is not None:
+            yield row
+
+
+_ABOVE = Problem(
+    WHOLE_ROW,
+    "stands above the column names.",
+    "Put the row of column names above all cases.",
+    "above",
+)
+
+
+def _is_filled(cell: Any) -> bool:
+    return bool(cell.strip()) if isinstance(cell, str) else cell is not None
+
+
+class _Table:
+    """What is known of a file's columns, so that a row costs little."""
+
+    def __init__(
+        self, header: Sequence[Any], directory: Directory, name: str, *, mixed: bool
+    ) -> None:
+        typed = ["" if cell is None else str(cell) for cell in header]
+        problems: list[Problem] = []
+        try:
+            self._columns = Columns(typed, name)
+        except CaseInvalid as error:
+            problems += error.problems
+        problems += _strangers(typed, directory, {one.where for one in problems})
+        if problems:
+            raise ColumnsInvalid(problems)
+        self._mixed = mixed
+        self._names = self._columns.names
+        self._wants = [_wanted(column, directory) for column in self._names]
+        self._phones = [
+            place for place, column in enumerate(self._names) if column.endswith("phone")
+        ]
+
+    def row(self, record: Record) -> Row | None:
+        number, cells, problems, torn_at = record
+        if torn_at is not None:
+            return Torn(number, cells, {}, problems, torn_at)
+        texts: Sequence[str] = cells
+        try:
+            whole = "\n".join(texts)
+        except TypeError:
+            texts, wrong = self._texts(cells)
+            problems += wrong
+            whole = "\n".join(texts)
+        if not whole or whole.isspace():
+            return None
+        if "'" in whole and _GUARD.search(whole):
+            texts = [text[1:] if _GUARD.match(text) else text for text in texts]
+        if self._mixed or any(map(whole.__contains__, _SUSPECT)):
+            texts, wrong = self._checked(texts, cells)
+            problems += wrong
+        for place in self._phones:
+            if (
+                place < len(texts)
+                and type(cells[place]) is str  # of others it is said already
+                and _NO_ZERO.fullmatch(texts[place])
+            ):
+                problems += (Problem(self._names[place], *_LOST_ZERO),)
+        over = self._columns.without_name(texts)
+        if over is not None:
+            return Row(number, cells, {}, (*problems, _over(over, len(self._names))))
+        return Row(number, cells, self._columns.nested(texts), problems)
+
+    def _texts(self, cells: Sequence[Any]) -> tuple[list[str], tuple[Problem, ...]]:
+        """Typed cells as texts."""
+        texts = []
+        problems = []
+        for place, cell in enumerate(cells):
+            if type(cell) is str:
+                texts.append(cell)
+                continue
+            want = self._wants[place] if place < len(self._wants) else "other"
+            text, problem = as_cell_text(cell, want)
+            texts.append(text)
+            if problem and place < len(self._names):
+                problems.append(Problem(self._names[place], *problem))
+        return texts, tuple(problems)
+
+    def _checked(
+        self, texts: Sequence[str], cells: Sequence[Any]
+    ) -> tuple[Sequence[str], tuple[Problem, ...]]:
+        """What a spreadsheet program put in the place of a text that was typed."""
+        checked = list(texts)
+        problems = []
+        for place, text in enumerate(texts[: len(self._names)]):
+            problem = None
+            if text.isascii():
+                if type(cells[place]) is str:
+                    problem = _shown_only(text, self._wants[place])
+            elif self._mixed and (byte := STRAY_BYTE.search(text)):
+                checked[place] = STRAY_BYTE.sub("\ufffd", text)
+                problem = (
+                    f"has a letter that is not UTF-8, as the rest of the file is: its "
+                    f"{byte.start() + 1}{_th(byte.start() + 1)}.",
+                    "Type that letter again, and save the file as CSV UTF-8.",
+                    "encoding",
+                )
+            elif _is_garbled(text):
+                problem = (
+                    "holds letters that were read in the wrong encoding, as é that became Ã©.",
+                    "Type them again. In Excel, open a CSV by Data, From Text/CSV, as UTF-8.",
+                    "encoding",
+                )
+            if problem:
+                problems.append(Problem(self._names[place], *problem))
+        return checked, tuple(problems)
+
+
+def _th(number: int) -> str:
+    return {1: "st", 2: "nd", 3: "rd"}.get(number % 10 * (number % 100 not in (11, 12, 13)), "th")
+
+
+def _over(place: int, columns: int) -> Problem:
+    if place >= columns:
+        return Problem(
+            WHOLE_ROW,
+            "has more cells than there are columns.",
+            "Quote a cell that holds the separator, or name the column.",
+            "cells",
+        )
+    return Problem(
+        f"column {letters(place)}",
+        "has a value, but the column has no name.",
+        "Name the column, or delete it.",
+        "column",
+    )
+
+
+# What a row holds if a cell of it is to be looked at: most have none of them.
+_SUSPECT = ("#", "E+", "E-", "Ã", "Â", "â€", "Å", "Ä")
+_NO_ZERO = re.compile(r"\s*[1-9]\d{8,9}\s*", re.ASCII)
+_LOST_ZERO = (
+    "has lost its leading zero, as happens where a spreadsheet takes a phone number for a number.",
+    "Format the column as Text in the spreadsheet and type the whole number again.",
+    "cell-type",
+)
+_SCIENTIFIC = re.compile(r"\s*-?\d(?:[.,]\d+)?E[+-]\d{2,3}\s*", re.ASCII)
+_HASHES = re.compile(r"\s*#{2,}\s*")
+_ERRORS = frozenset(
+    {"#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!",
+     "#FIELD!", "#BLOCKED!", "#CONNECT!", "#GETTING_DATA", "#BUSY!", "#UNKNOWN!", "#PYTHON!",
+     "#EXTERNAL!"}
+)  # fmt: skip
+_FORMULA_ERROR = ("holds a formula's error.", "Type the value itself.", "cell-error")
+_Words = tuple[str, str, str]  # what, remedy, code
+
+
+def _shown_only(text: str, want: Wanted) -> _Words | None:
+    if text.strip() in _ERRORS:
+        return _FORMULA_ERROR
+    if _HASHES.fullmatch(text):
+        return (
+            "holds only #####, which a spreadsheet shows for a column that is too narrow and for "
+            "a date that can't be.",
+            "Widen the column or type the value again, and save the file anew.",
+            "cell-error",
+        )
+    if want in ("text", "code") and _SCIENTIFIC.fullmatch(text):
+        return (
+            "holds a long number as the spreadsheet shortened it (such as 2.4E+10): digits are "
+            "lost.",
+            "Format the column as Text in the spreadsheet and type the value again.",
+            "cell-type",
+        )
+    return None
+
+
+def _is_garbled(text: str) -> bool:
+    """Whether its letters make sense only as UTF-8 that was taken for CP1252."""
+    try:
+        return text.encode("cp1252").decode("utf-8") != text
+    except UnicodeError:
+        return False
+
+
+Wanted = Literal["text", "code", "moment", "other"]
+
+
+@cache
+def _case_columns() -> Mapping[str, frozenset[Any]]:
+    """The columns of a case but for its answers: their types by their names, # for any number."""
+    return {_INTERVENTION: frozenset({list}), **dict(_columns_of(Case, ""))}
+
+
+def _columns_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, frozenset[Any]]]:
+    for name, info in model.model_fields.items():
+        types = frozenset(_types(info.annotation))
+        inner = next((one for one in types if issubclass(one, BaseModel)), None)
+        if inner is not None:
+            many = ".#" if get_origin(info.annotation) is list else ""
+            yield from _columns_of(inner, f"{prefix}{name}{many}.")
+        elif name != "answers":
+            yield f"{prefix}{name}", types
+
+
+def _types(annotation: Any) -> Iterator[type]:
+    inner = getattr(annotation, "__args__", ())
+    if not inner and isinstance(annotation, type):
+        yield annotation
+    for part in inner:
+        yield from _types(part)
+
+
+_NUMBER = re.compile(r"(?<=\.)[1-9]\d{0,2}(?=\.)", re.ASCII)
+
+
+class KnownColumns:
+    """The names that a column may have."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._names = {
+            *_case_columns(),
+            *(
+                f"answers.{one.id}.{question.name}"
+                for one in directory.interventions.values()
+                for question in one.fields
+            ),
+        }
+
+    def __contains__(self, column: object) -> bool:
+        return isinstance(column, str) and _NUMBER.sub("#", column) in self._names
+
+    def nearest(self, column: str) -> str:
+        """One that may have been meant, with its numbers, or nothing."""
+        from difflib import get_close_matches
+
+        close = get_close_matches(_NUMBER.sub("#", column), self._names, 1)
+        numbers = iter(_NUMBER.findall(column))
+        return re.sub("#", lambda _: next(numbers, "1"), close[0]) if close else ""
+
+
+def _strangers(
+    header: Sequence[str], directory: Directory, said: Container[str]
+) -> Iterator[Problem]:
+    """Columns that we would not read; their names may be somebody's, so they are not repeated."""
+    known = KnownColumns(directory)
+    for place, cell in enumerate(header):
+        name = column_name(cell)
+        where = f"column {letters(place)}"
+        if name and name not in known and where not in said:
+            near = known.nearest(name)
+            remedy = f"Did you mean {near}? " if near else ""
+            yield Problem(
+                where,
+                "has a name that we don't know.",
+                f"{remedy}A column of your own must be taken out of the file.",
+                "column",
+            )
+
+
+def wanted_of(column: str, directory: Directory) -> Wanted:
+    """What a column is to hold, as far as it matters for a typed cell."""
+    parts = column.split(".")
+    if parts[0] == "answers":
+        intervention = directory.interventions.get(parts[1]) if len(parts) == 3 else None
+        fields = intervention.fields if intervention else ()
+        kinds = {one.type for one in fields if one.name == parts[2]}
+        if QuestionType.MOMENT in kinds:
+            return "moment"
+        return "text" if {QuestionType.LINE, QuestionType.TEXT} & kinds else "other"
+    types = _case_columns().get(_NUMBER.sub("#", column), frozenset())
+    return "text" if str in types and not {date, bool} & types else "other"
+
+
+def _wanted(column: str, directory: Directory) -> Wanted:
+    """As `wanted_of`, but crime numbers and the like may be numbers: all of one is its digits."""
+    want = wanted_of(column, directory)
+    return "code" if want == "text" and column.endswith(("reference", "references")) else want
+
+
+def as_cell_text(value: Any, wanted: Wanted = "other") -> tuple[str, _Words | None]:
+    """A typed cell as one would type it into a CSV, and what is wrong with it: what, remedy, code.
+
+    A number where text is wanted has lost what was typed, a leading zero for example: it is said
+    and not guessed.
+    """
+    match value:
+        case None:
+            return "", None
+        case str():
+            return value, _shown_only(value, wanted)
+        case bool():
+            text, kind = ("yes" if value else "no"), "yes or no"
+        case datetime():
+            text, kind = _moment_text(value, wanted), "a date"
+        case date():
+            text, kind = value.isoformat(), "a date"
+        case time():
+            text, kind = value.isoformat("seconds" if value.second else "minutes"), "a time"
+        case timedelta():
+            text, kind = str(value), "a time"
+        case int() | float():
+            whole = isinstance(value, float) and value.is_integer()
+            text, kind = str(int(value) if whole else value), "a number"
+            if wanted == "code" and text.isdigit() and len(text) <= _EXACT_DIGITS:
+                return text, None
+        case _:
+            return value.shown, _error_of(value)
+    if wanted not in ("text", "code"):
+        return text, None
+    return text, (
+        f"is stored as {kind}, where text is wanted: what was typed may have changed, as a "
+        "leading zero is lost.",
+        "Format the column as Text in the spreadsheet and type the value again.",
+        "cell-type",
+    )
+
+
+_EXACT_DIGITS = 15  # Excel makes zeros of those behind
+
+
+def _error_of(error: CellError) -> _Words:
+    if error.uncalculated:
+        return (
+            "holds a formula whose value was not saved with it.",
+            "Open the workbook in a spreadsheet program and save it; or type the value itself.",
+            "cell-error",
+        )
+    return _shown_only(error.shown, "other") or _FORMULA_ERROR
+
+
+def _moment_text(value: datetime, wanted: Wanted) -> str:
+    """A day where the cell has no time; Excel's fractions of a day miss seconds by a little."""
+    half = timedelta(milliseconds=500 if value.year < 9999 else 0)
+    nearest = (value + half).replace(microsecond=0)
+    if wanted != "moment" and nearest.time() == time():
+        return nearest.date().isoformat()
+    return f"{nearest:%Y-%m-%d %H:%M:%S}" if nearest.second else f"{nearest:%Y-%m-%d %H:%M}"
