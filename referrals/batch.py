@@ -72,17 +72,14 @@ class Checked:
 
 
 def check_row(
-    row: Row, service: Service, *, submitting: bool = False, make: Make | None = None
-) -> tuple[Checked, list[Any]]:
+    row: Row, service: Service, *, submitting: bool = False
+) -> tuple[Checked, list[Assessment]]:
     """What a row asks for, with every problem of form, of the case and of each rule.
 
-    With it what `make` makes of its referrals, if nothing is wrong.
+    With it the assessments of its referrals, if nothing is wrong.
 
     Args:
         submitting: a referral that can't be submitted, for want of an address, is wrong too.
-
-    Raises:
-        ConfigurationError: a template is at fault.
     """
     raw = dict(row.raw)
     named = raw.pop(COLUMN, None)
@@ -117,7 +114,7 @@ def check_row(
         going=tuple((one.agency.id, one.intervention.id) for one in going if one.agency),
         problems=distinct,
     )
-    return checked, [make(service.prepare(one)) for one in going] if make else []
+    return checked, going
 
 
 def _case_reference(raw: Any) -> str | None:
@@ -260,12 +257,16 @@ def survey(
 
     def look(group: tuple[list[Row], bool]) -> tuple[list[Checked], bytes]:
         rows, making = group
-        looked = [
-            check_row(row, service, submitting=submitting, make=make if making else None)
-            for row in rows
-        ]
-        things = [(checked.row, thing) for checked, things in looked for thing in things]
-        return [checked for checked, _ in looked], pickle.dumps(things) if things else b""
+        looked = [check_row(row, service, submitting=submitting) for row in rows]
+        checked = [one for one, _ in looked]
+        if make is None or not making:
+            return checked, b""
+        # Step by step for all of them, not row by row: a processor is a quarter faster at what it
+        # has just done, since code and data are still in its cache.
+        numbers = [one.row for one, ready in looked for _ in ready]
+        referrals = [service.prepare(assessment) for _, ready in looked for assessment in ready]
+        things = list(zip(numbers, map(make, referrals), strict=True))
+        return checked, pickle.dumps(things) if things else b""
 
     def groups() -> Iterator[tuple[list[Row], bool]]:
         rows = file.rows()

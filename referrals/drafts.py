@@ -80,59 +80,72 @@ def save_drafts(
 
 
 class _Group:
-    """Drafts that are written together: each has its name in the end, or none has."""
+    """Drafts that are written together: each has its name in the end, or none has.
+
+    Paths are texts here, as most of the time goes into the system's calls and making Paths.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._temporary: dict[Path, int] = {}
-        self._named: list[Path] = []
+        self._folder = str(folder)
+        self._handles: dict[str, int] = {}
+        self._named: list[str] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, fault: object, *_: object) -> None:
-        for temporary, handle in self._temporary.items():
+        for temporary, handle in self._handles.items():
             os.close(handle)
-            temporary.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)  # noqa: PTH108
         if fault is not None:
             for path in self._named:
-                path.unlink(missing_ok=True)  # it might not last, and we say that none was left
+                with suppress(FileNotFoundError):
+                    os.unlink(path)  # noqa: PTH108  # it might not last, and we say that none was left
 
     def save(self, drafts: Sequence[tuple[str, bytes]], beside: bool) -> list[Draft | DraftChanged]:
         placed = [_placed(self._folder, name, content, beside) for name, content in drafts]
-        written = {
-            number: self._write(place.path, drafts[number][1])
+        written = [
+            (number, self._write(*drafts[number]))
             for number, place in enumerate(placed)
             if isinstance(place, Draft) and place.written
-        }
-        _flush(self._temporary.values())
-        for number, temporary in written.items():
-            placed[number] = self._name(temporary, *drafts[number], beside)
+        ]
+        _flush(self._handles.values())
+        for number, temporary in written:
+            placed[number] = self._name(temporary, placed[number], *drafts[number], beside)
         if self._named:
             _sync_folder(self._folder)
         return placed
 
-    def _write(self, path: Path, content: bytes) -> Path:
-        temporary = self._folder / f".{path.stem}.{secrets.token_hex(4)}.referral-tmp"
+    def _write(self, name: str, content: bytes) -> str:
+        stem = name.removesuffix(".eml")
+        temporary = f"{self._folder}/.{stem}.{secrets.token_hex(4)}.referral-tmp"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         handle = os.open(temporary, flags, 0o600)
-        self._temporary[temporary] = handle
+        self._handles[temporary] = handle
         while content:
             content = content[os.write(handle, content) :]
         return temporary
 
     def _name(
-        self, temporary: Path, name: str, content: bytes, beside: bool
+        self,
+        temporary: str,
+        place: Draft | DraftChanged,
+        name: str,
+        content: bytes,
+        beside: bool,
     ) -> Draft | DraftChanged:
         for _ in range(_MOST_TRIES):
-            place = _placed(self._folder, name, content, beside)
             if isinstance(place, DraftChanged) or not place.written:
                 return place
+            path = str(place.path)
             try:
-                _name(temporary, place.path)
+                _name(temporary, path)
             except FileExistsError:
-                continue  # somebody else took the name just now: look at what they wrote
-            self._named.append(place.path)
+                # Somebody else took the name just now: look at what they wrote.
+                place = _placed(self._folder, name, content, beside)
+                continue
+            self._named.append(path)
             return place
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
@@ -157,22 +170,22 @@ def _make_folder(folder: Path) -> None:
         parent.mkdir(mode=0o700, exist_ok=True)
 
 
-def _placed(folder: Path, name: str, content: bytes, beside: bool) -> Draft | DraftChanged:
+def _placed(folder: str, name: str, content: bytes, beside: bool) -> Draft | DraftChanged:
     """Where to write it; or where the same bytes are already, or why it has no place."""
-    path = folder / name
+    path = f"{folder}/{name}"
     number = 2
     while os.path.lexists(path):
-        if path.is_file() and path.read_bytes() == content:
-            return Draft(path, written=False)
+        if Path(path).is_file() and Path(path).read_bytes() == content:
+            return Draft(Path(path), written=False)
         if not beside:
             return DraftChanged(
                 f"{path} is there already and differs: it was edited, or the case or the day has "
                 "changed since. It was kept as it is. Move or delete it, or use --beside to write "
                 "the new one next to it. Take care that only one of the two is sent."
             )
-        path = folder / f"{Path(name).stem}-{number}.eml"
+        path = f"{folder}/{name.removesuffix('.eml')}-{number}.eml"
         number += 1
-    return Draft(path, written=True)
+    return Draft(Path(path), written=True)
 
 
 def _flush(handles: Collection[int]) -> None:
@@ -205,18 +218,18 @@ def _linux() -> tuple[int, ...]:
     return tuple(map(int, release.groups())) if release else ()
 
 
-def _name(temporary: Path, path: Path) -> None:
+def _name(temporary: str, path: str) -> None:
     try:
         os.link(temporary, path)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        if path.exists() or path.is_symlink():
+        if os.path.lexists(path):
             raise FileExistsError from None
-        temporary.rename(path)  # a file system without links, such as a memory stick's
+        os.rename(temporary, path)  # noqa: PTH104  # a file system without links, such as a memory stick's
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: str) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

@@ -69,7 +69,6 @@ class _Crew:
     def __init__(self, work: Callable[[Any], Any], children: int) -> None:
         self._work = work
         self._whole = True
-        gc.freeze()  # what is there stays shared: the collector would touch every page of it
         self._pool = ProcessPoolExecutor(
             children,
             mp_context=multiprocessing.get_context("fork"),
@@ -103,7 +102,6 @@ class _Crew:
 
     def dismiss(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-        gc.unfreeze()
 
 
 _at_work: Callable[[Any], Any]
@@ -111,6 +109,7 @@ _at_work: Callable[[Any], Any]
 
 def _arrive(work: Callable[[Any], Any], parent: int) -> None:
     """In each child, first of all."""
+    gc.freeze()  # what is there stays shared: the collector would write to every page of it
     global _at_work
     _at_work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides

@@ -119,7 +119,11 @@ def batch_command(
     named = [path.resolve() for path in (Path(file), errors, skipped) if path]
     if len(set(named)) < len(named):
         raise click.UsageError("FILE, --errors and --skipped must be different files.")
-    gc.enable()  # unlike other commands, this one lives long enough to need it
+    # Unlike other commands, this one lives long enough to need it; but what is there stays, and
+    # rows leave few cycles: to look for them after every 700 objects costs a tenth of the time.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    gc.enable()
     settings = read_settings()
     using = build_service(settings)
     rows = open_rows(Path(file), using.directory, sheet)
