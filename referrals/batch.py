@@ -15,11 +15,12 @@ import os
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic_core import PydanticCustomError
 
@@ -32,7 +33,7 @@ from referrals.errors import (
     Problem,
 )
 from referrals.problems import unknown_key
-from referrals.processes import in_order
+from referrals.processes import MOST, in_order, worker_number
 from referrals.reference import referral_reference
 from referrals.texts import as_reference, split_list
 
@@ -47,7 +48,6 @@ Make = Callable[["Referral"], Any]
 """What is made of a referral; it can be pickled."""
 
 _ROWS_AT_ONCE = 50
-_HELD_IN_MEMORY = 8 << 20
 
 COLUMN = "intervention"
 
@@ -255,18 +255,17 @@ def survey(
         DraftUnwritable: there is no room for what is made.
     """
 
-    def look(group: tuple[list[Row], bool]) -> tuple[list[Checked], bytes]:
+    def look(group: tuple[list[Row], bool]) -> tuple[list[Checked], Kept | None]:
         rows, making = group
         looked = [check_row(row, service, submitting=submitting) for row in rows]
         checked = [one for one, _ in looked]
-        if make is None or not making:
-            return checked, b""
-        # Step by step for all of them, not row by row: a processor is a quarter faster at what it
-        # has just done, since code and data are still in its cache.
+        if make is None or made is None or not making:
+            return checked, None
+        # Step by step for all of them, not row by row: a processor is quicker at what it has just
+        # done, since code and data are still in its cache.
         numbers = [one.row for one, ready in looked for _ in ready]
         referrals = [service.prepare(assessment) for _, ready in looked for assessment in ready]
-        things = list(zip(numbers, map(make, referrals), strict=True))
-        return checked, pickle.dumps(things) if things else b""
+        return checked, made.keep(list(zip(numbers, map(make, referrals), strict=True)))
 
     def groups() -> Iterator[tuple[list[Row], bool]]:
         rows = file.rows()
@@ -274,53 +273,84 @@ def survey(
         while group := [replace(row, cells=()) for row in islice(rows, _ROWS_AT_ONCE)]:
             yield group, despite_errors or not seen.wrong
 
-    for looked, things in in_order(look, groups(), processes=processes):
-        if made is not None and things:
-            made.add(things)
+    for looked, kept in in_order(look, groups(), processes=processes):
+        if made is not None and kept is not None:
+            made.note(kept)
         for checked in looked:
             yield from seen.add(checked)
             yield None
 
 
+class Kept(NamedTuple):
+    """Where some of what was made lies: which file, from where, how many bytes."""
+
+    file: int
+    start: int
+    length: int
+
+
 class Made:
-    """What was made of the rows, in their order, in a file without a name; gone once closed."""
+    """What was made of the rows, in files without names; gone once closed, or once we are gone.
+
+    There is a file for each process that makes something, so that only its place goes from one
+    process to another.
+    """
 
     def __init__(self, folder: Path) -> None:
         """In the folder or, if it is not there yet, in the nearest above that is."""
         self._folder = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
-        self._file = tempfile.SpooledTemporaryFile(_HELD_IN_MEMORY, dir=str(self._folder))  # noqa: SIM115
+        self._kept: list[Kept] = []
+        with ExitStack() as opened, self._writing():
+            self._files = [
+                opened.enter_context(tempfile.TemporaryFile(buffering=0, dir=self._folder))
+                for _ in range(MOST + 1)
+            ]
+            self._opened = opened.pop_all()
 
-    def add(self, things: bytes) -> None:
-        """Keep a pickled list of (row, thing).
+    def keep(self, things: Sequence[tuple[int, Any]]) -> Kept:
+        """Keep things with the number of the row that each is made of; in whichever process.
 
         Raises:
             DraftUnwritable: the system says no.
         """
+        number = worker_number()
+        file = self._files[number]
+        octets = memoryview(pickle.dumps(things))
+        with self._writing():
+            start, written = file.seek(0, os.SEEK_END), 0
+            while written < len(octets):
+                written += file.write(octets[written:]) or 0
+        return Kept(number, start, written)
+
+    def note(self, kept: Kept) -> None:
+        """Take it in, as the next; in the parent."""
+        self._kept.append(kept)
+
+    def but(self, wrong: Container[int]) -> Iterator[Any]:
+        """Each thing in order, but those of these rows."""
+        for kept in self._kept:
+            octets = os.pread(self._files[kept.file].fileno(), kept.length, kept.start)
+            # Our own pickles, from a file that nobody else can open.
+            for row, thing in pickle.loads(octets):  # noqa: S301
+                if row not in wrong:
+                    yield thing
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            self._file.write(things)
+            yield
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else "the system says no"
             raise DraftUnwritable(
                 f"What is made of the rows can't be kept in {self._folder} until all were seen: "
-                f"{reason}. Nothing was made. Free some room."
+                f"{reason}. Nothing was made. Free some room, or choose another folder."
             ) from None
-
-    def but(self, wrong: Iterable[int]) -> Iterator[Any]:
-        """Each thing in order, but those of these rows."""
-        left_out = set(wrong)
-        size = self._file.tell()
-        self._file.seek(0)
-        while self._file.tell() < size:
-            # Our own pickles, from a file that nobody else can open.
-            for row, thing in pickle.load(self._file):  # noqa: S301
-                if row not in left_out:
-                    yield thing
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._opened.close()
 
 
 def check_addresses(seen: Survey, service: Service) -> None:

@@ -22,7 +22,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MOST = 8
+MOST = 8
+"""Children there are at most."""
+
 _FEW = 3
 """Up to so many things are done at once: to fork for them would take longer."""
 _WAITING_PER_CHILD = 3
@@ -32,6 +34,11 @@ _PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
 def processors() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def worker_number() -> int:
+    """0 in the parent, 1 and up in the children: to each a place of its own."""
+    return _number
 
 
 def in_order(
@@ -46,7 +53,7 @@ def in_order(
         work: its results can be pickled, and so can the things.
         processes: children; by default one for each processor, and none for one processor.
     """
-    children = min(processors(), _MOST) if processes is None else processes
+    children = min(processors(), MOST) if processes is None else min(processes, MOST)
     rest = iter(things)
     first = list(islice(rest, _FEW + 1))
     if children < 2 or len(first) <= _FEW:
@@ -69,11 +76,12 @@ class _Crew:
     def __init__(self, work: Callable[[Any], Any], children: int) -> None:
         self._work = work
         self._whole = True
+        forks = multiprocessing.get_context("fork")
         self._pool = ProcessPoolExecutor(
             children,
-            mp_context=multiprocessing.get_context("fork"),
+            mp_context=forks,
             initializer=_arrive,
-            initargs=(work, os.getpid()),  # forked, not pickled
+            initargs=(work, os.getpid(), forks.Value("i", 0)),  # forked, not pickled
         )
 
     def begin(self, thing: Any) -> Future[Any] | None:
@@ -105,12 +113,16 @@ class _Crew:
 
 
 _at_work: Callable[[Any], Any]
+_number = 0
 
 
-def _arrive(work: Callable[[Any], Any], parent: int) -> None:
+def _arrive(work: Callable[[Any], Any], parent: int, arrived: Any) -> None:
     """In each child, first of all."""
+    global _at_work, _number
+    with arrived.get_lock():
+        arrived.value += 1
+        _number = arrived.value
     gc.freeze()  # what is there stays shared: the collector would write to every page of it
-    global _at_work
     _at_work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     # A child must not outlive a parent that is killed: nobody would end it.

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -131,7 +131,8 @@ def batch_command(
     folder = Path(out) if out else drafts_folder(settings.outbox)
     job = _Job(rows, using, settings, _Progress(as_json=as_json), Survey())
 
-    with Made(settings.outbox if send else folder) as made:
+    acting = draft or send
+    with Made(settings.outbox if send else folder) if acting else nullcontext() as made:
         make = _submission(using) if send else _draft(using) if draft else None
         shown = _check(job, errors, make, made, submitting=send, despite=skip_invalid)
         seen = job.seen
@@ -145,7 +146,7 @@ def batch_command(
         }
         if not as_json:
             _print_survey(seen, using, errors)
-        if make is None or (seen.wrong and not skip_invalid):
+        if made is None or (seen.wrong and not skip_invalid):
             result |= {"ok": not seen.wrong, "status": "nothing made"}
             if as_json:
                 print_json(result)
@@ -217,7 +218,7 @@ def _check(
     job: _Job,
     errors: Path | None,
     make: Make | None,
-    made: Made,
+    made: Made | None,
     *,
     submitting: bool,
     despite: bool,

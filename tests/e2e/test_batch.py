@@ -91,6 +91,21 @@ def test_a_dry_run_says_what_would_go_where(
     assert (relay.connections, made()) == (0, [])
 
 
+def test_a_dry_run_writes_nothing_anywhere(
+    cells: dict[str, str], referrals: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(rows_of(cells, 3))
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("a file was to be made")
+
+    monkeypatch.setattr("referrals.batch.tempfile.TemporaryFile", refused)
+    before = sorted(Path().rglob("*"))
+
+    assert referrals("batch", "cases.csv").code == 0
+    assert sorted(Path().rglob("*")) == before
+
+
 def test_as_json(cells: dict[str, str], referrals: Command) -> None:
     write(rows_of(cells, 2))
     told = referrals("batch", "cases.csv", "--json").json

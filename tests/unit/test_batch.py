@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import pickle
 import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -229,7 +228,7 @@ def test_what_waits_has_no_name_and_vanishes(tmp_path: Path) -> None:
     """It is what people told us: a kill must not leave it behind."""
     with Made(tmp_path / "not" / "there") as made:
         for number in range(30):
-            made.add(pickle.dumps([(number, bytes(1 << 20))]))
+            made.note(made.keep([(number, bytes(1 << 20))]))
         assert list(tmp_path.iterdir()) == []
         assert [len(thing) for thing in made.but({0, 29})] == [1 << 20] * 28
     assert list(tmp_path.iterdir()) == []
@@ -241,10 +240,11 @@ def test_a_full_disk_is_said_and_nothing_is_made(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
-        with Made(tmp_path) as made:
-            made.add(bytes(8 << 20))  # is held in memory
-            with pytest.raises(DraftUnwritable, match=r"File too large. Nothing was made"):
-                made.add(bytes(1 << 20))
+        with (
+            Made(tmp_path) as made,
+            pytest.raises(DraftUnwritable, match=r"File too large. Nothing was made"),
+        ):
+            made.keep([(1, bytes(1 << 21))])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
