@@ -43,8 +43,8 @@ class Letter:
 class Group:
     """Named values for a template. It can't itself be printed: that would tell everything."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.__dict__.update(values)
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__ = values
 
     def __str__(self) -> str:
         raise TemplateError("A group of values can't be printed: name one of its values.")
@@ -300,25 +300,30 @@ def _answer(question: Question, answer: Answer | None) -> Any:
 def _whole(model: BaseModel | None) -> Group | None:
     if model is None:
         return None
-    return Group(
-        {
-            name: _whole(value) if isinstance(value, BaseModel) else value
-            for name, value in ((name, getattr(model, name)) for name in type(model).model_fields)
-        }
-    )
+    values = dict(model)  # its fields, as they are
+    for name, value in values.items():
+        if isinstance(value, BaseModel):
+            values[name] = _whole(value)
+    return Group(values)
+
+
+@lru_cache(maxsize=64)
+def _tree(paths: tuple[str, ...]) -> Mapping[str, Any]:
+    """Dotted paths as groups within groups; what has nothing within it is wanted whole."""
+    tree: dict[str, Any] = {}
+    for path in paths:
+        place = tree
+        for part in path.split("."):
+            place = place.setdefault(part, {})
+    return tree
 
 
 def _told(
     case: Case, intervention: Intervention, assessment: Assessment, today: date
 ) -> dict[str, Any]:
     """The facts that the config names, in the shape of the case."""
-    tree: dict[str, Any] = {}
-    for path in intervention.facts:
-        place = tree
-        for part in path.split("."):
-            place = place.setdefault(part, {})
     told: dict[str, Any] = {}
-    for group, inner in tree.items():
+    for group, inner in _tree(tuple(intervention.facts)).items():
         match group:
             case "incidents":
                 told[group] = [_picked(incident, inner) for incident in case.incidents]
