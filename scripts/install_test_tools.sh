@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Puts in place the MIME parsers of other languages that the tests read our messages with:
-# Debian's Email::MIME (Perl), and mailparser and postal-mime (Node.js, tests/parsers/).
+# Puts in place what the tests talk to and compare with that is not Python's: the MIME parsers of
+# other languages (Debian's Email::MIME for Perl, mailparser and postal-mime for Node.js), and
+# Debian's Postfix with its smtp-sink and Cyrus SASL, which no test runs as the machine's service.
 # What is there already is left alone. With CI=true anything missing is a failure;
 # elsewhere it is said, and the tests that need it tell the rest.
 set -euo pipefail
@@ -19,12 +20,46 @@ as_root() {
     fi
 }
 
+# Never takes a package away: Postfix would push out another mail server.
 apt_install() {
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=120)
-    local install=("${apt[@]}" install --no-install-recommends "$@")
+    local install=("${apt[@]}" install --no-install-recommends --no-remove "$@")
     # The lists of a new machine are empty or old; only then are they fetched.
     as_root "${install[@]}" >/dev/null 2>&1 && return
     as_root "${apt[@]}" update >/dev/null && as_root "${install[@]}" >/dev/null
+}
+
+# Asks invoke-rc.d(8) to start nothing while packages are installed.
+start_nothing() {
+    local policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+        trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null
+        as_root chmod 755 $policy
+    fi
+    "$@"
+}
+
+# Postfix without a configuration of its own never runs, not even when the machine is restarted.
+install_postfix() {
+    as_root debconf-set-selections <<<"postfix postfix/main_mailer_type select No configuration" &&
+        apt_install "$@"
+}
+
+# need WHAT-FOR INSTALLER PACKAGE...
+need() {
+    local what=$1 installer=$2
+    shift 2
+    [ $# -gt 0 ] || return 0
+    local wanted="apt-get install $*"
+    if ! command -v apt-get >/dev/null; then
+        cannot "the tests need $what, and this is not Debian. Install them by hand."
+    elif [ "$(id -u)" != 0 ] && ! sudo -n true 2>/dev/null; then
+        cannot "neither root nor sudo without a password. Ask someone who has them for: $wanted"
+    else
+        echo "Installing for the tests: $*"
+        (start_nothing "$installer" "$@") || cannot "this failed: $wanted"
+    fi
 }
 
 packages=()
@@ -34,18 +69,14 @@ if ! command -v node >/dev/null; then
 elif ! command -v npm >/dev/null; then
     packages+=(npm)
 fi
+need "Perl's Email::MIME, Node.js and npm" apt_install "${packages[@]}"
 
-if [ ${#packages[@]} -gt 0 ]; then
-    wanted="apt-get install ${packages[*]}"
-    if ! command -v apt-get >/dev/null; then
-        cannot "the tests need Perl's Email::MIME, Node.js and npm, and this is not Debian. Install them by hand."
-    elif [ "$(id -u)" != 0 ] && ! sudo -n true 2>/dev/null; then
-        cannot "neither root nor sudo without a password. Ask someone who has them for: $wanted"
-    else
-        echo "Installing for the tests: ${packages[*]}"
-        apt_install "${packages[@]}" || cannot "this failed: $wanted"
-    fi
-fi
+# In /usr/sbin, which is not on everybody's path.
+packages=()
+[ -x /usr/sbin/postfix ] || packages+=(postfix)
+[ -x /usr/sbin/saslpasswd2 ] || packages+=(sasl2-bin)
+compgen -G "/usr/lib/*/sasl2/libplain.so" >/dev/null || packages+=(libsasl2-modules)
+need "Postfix, saslpasswd2 and SASL's PLAIN" install_postfix "${packages[@]}"
 
 # The lock that node_modules was made from is kept inside it, written last.
 cd tests/parsers
