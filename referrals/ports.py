@@ -1,10 +1,17 @@
-"""What the service asks of the world."""
+"""What the service and the worker ask of the world."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Protocol
 
 from referrals.delivery import Outgoing, Receipt
+
+if TYPE_CHECKING:
+    from referrals.audit import Entry
+    from referrals.delivery import DeliveryStatus, RetryPolicy, Submission
+    from referrals.queueing import Attempt, Claimed, Held, NotYet, Outcome, Queued
 
 
 class Transport(Protocol):
@@ -25,3 +32,165 @@ class Transport(Protocol):
         A cancelled call may have handed the message over: treat it as uncertain.
         """
         ...
+
+
+class Queue(Protocol):
+    """Where finished messages are put.
+
+    Of each part of an outbox: a change is durable once its call has returned, and one that raises
+    OutboxUnusable has changed nothing and may be made again. Several processes may use one outbox.
+    """
+
+    def queue(self, submissions: Sequence[Submission], now: datetime) -> list[Queued]:
+        """Put messages into the queue, all or none, each `content_key` once.
+
+        One that is known already is left as it is, and the answer says what became of it.
+        """
+        ...
+
+    def known(self, content_keys: Iterable[str]) -> dict[str, Queued]:
+        """Which of these were queued before, and what became of them."""
+        ...
+
+
+class Deliveries(Protocol):
+    """What a worker does with each message: claim it, attempt it, record what that came to.
+
+    `owner` names the worker's lane, and is asked after when its lease is looked at.
+    """
+
+    async def claim(
+        self,
+        owner: str,
+        now: datetime,
+        lease: timedelta,
+        *,
+        only: int | None = None,
+        every: timedelta | None = None,
+    ) -> Claimed | NotYet | None:
+        """The message whose turn it is, nobody else's until the lease ends; None if none is due.
+
+        A claim is the start of an attempt: if nothing more is heard of it, the relay may hold the
+        message. The agency with the fewest messages under way comes first, then the message that
+        has been due longest. A cancelled call claims nothing.
+
+        Args:
+            only: the one message to claim, due already or not.
+            every: the pace, which all processes on this outbox keep together: no message is
+                claimed sooner than this after the last that was claimed so.
+        """
+        ...
+
+    async def record(
+        self,
+        claimed: Claimed,
+        owner: str,
+        outcome: Outcome,
+        now: datetime,
+        policy: RetryPolicy,
+        *,
+        jitter: float = 0.0,
+        hold_uncertain: bool = False,
+    ) -> DeliveryStatus:
+        """What an attempt came to, and the status that follows from it.
+
+        That the relay holds it stays true whoever has the message by now: a late "relayed" counts.
+
+        Raises:
+            LeaseLost: another process has taken the message over, or a person has decided.
+        """
+        ...
+
+    async def record_and_claim(
+        self,
+        claimed: Claimed,
+        owner: str,
+        outcome: Outcome,
+        now: datetime,
+        policy: RetryPolicy,
+        lease: timedelta,
+        *,
+        jitter: float = 0.0,
+        hold_uncertain: bool = False,
+    ) -> tuple[DeliveryStatus | None, Claimed | None]:
+        """`record`, then `claim`, both or neither; no status if the lease was lost."""
+        ...
+
+    async def release(self, claimed: Claimed, owner: str) -> None:
+        """Give a claimed message back untried, as it was: no attempt was begun.
+
+        If that can't be written now, it is with whatever this outbox writes next.
+        """
+        ...
+
+    async def recover(
+        self,
+        now: datetime,
+        policy: RetryPolicy,
+        *,
+        is_gone: Callable[[str], bool],
+        hold_uncertain: bool = False,
+    ) -> int:
+        """Take back messages whose lease has ended or whose owner is gone; how many there were.
+
+        Whoever had them died while submitting: they are uncertain, and due at once; one that this
+        befalls again waits longer each time.
+        """
+        ...
+
+
+class Account(Protocol):
+    """What is in an outbox, for people."""
+
+    def counts(self) -> dict[str, int]:
+        """How many there are of each status."""
+        ...
+
+    def held(
+        self,
+        *,
+        message_id: int | None = None,
+        status: DeliveryStatus | None = None,
+        reference: str | None = None,
+        case_reference: str | None = None,
+        limit: int = 1_000,
+    ) -> list[Held]:
+        """Messages, the newest first."""
+        ...
+
+    def attempts(self, message_id: int) -> list[Attempt]: ...
+
+    def content(self, message_id: int) -> bytes | None:
+        """The queued bytes, or None once they are purged.
+
+        Raises:
+            NotInOutbox.
+        """
+        ...
+
+    def audit(self, case_reference: str | None = None) -> Iterator[Entry]:
+        """Every entry in order, or those of one case; see `referrals.audit`."""
+        ...
+
+
+class Decisions(Protocol):
+    """What a person decides on the newest message of a reference that it is possible for.
+
+    Each raises NotInOutbox, or NotPossibleNow where the message's status does not allow it.
+    """
+
+    def retry(self, reference: str, now: datetime) -> Held:
+        """Make a delayed, failed or uncertain message due now, as if it were just queued."""
+        ...
+
+    def cancel(self, reference: str, now: datetime) -> Held:
+        """Keep a message that is not yet relayed from being tried (again)."""
+        ...
+
+    def acknowledge(self, reference: str, on: date, now: datetime) -> Held:
+        """Record that the agency has answered: so it has arrived."""
+        ...
+
+
+class Outbox(Queue, Deliveries, Account, Decisions, Protocol):
+    """The durable queue, and the account of it."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from referrals.delivery import DeliveryStatus, Outgoing, Receipt, RetryPolicy
 from referrals.errors import (
@@ -28,15 +28,20 @@ from referrals.errors import (
     RelayRefused,
     TransientDeliveryError,
 )
-from referrals.outboxes.sqlite import Claimed, Outcome, SqliteOutbox
+from referrals.ports import Deliveries
+from referrals.queueing import Claimed, NotYet, Outcome
 
 LEASE = timedelta(minutes=20)
 """Longer than any attempt: the last reply may take ten minutes (RFC 5321 §4.5.3.2.6)."""
 
 _CLOSING = 421
 _POLL_S = 2.0
+_PUT_OFF_IN_A_ROW = 3
+"""So many put off at MAIL, none taken in between, say that the relay takes none just now."""
 _RECORD_AGAIN_S = (0.2, 1.0, 5.0)
-"""Waits before recording an outcome again: one that is forgotten arrives twice."""
+"""Waits before an outcome is written again: one that is forgotten arrives twice."""
+
+T = TypeVar("T")
 
 
 class Session(Protocol):
@@ -88,6 +93,7 @@ class _Run(Report):
     outbox_fault: OutboxError | None = None
     unrecorded: list[str] = field(default_factory=list)
     linked: bool = False
+    put_off: int = 0  # messages in a row
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -112,7 +118,7 @@ class Worker:
 
     def __init__(
         self,
-        outbox: SqliteOutbox,
+        outbox: Deliveries,
         relay: Relay,
         options: DeliveryOptions,
         *,
@@ -128,7 +134,9 @@ class Worker:
         self._told = told
         self._owner = owner_name()
         self._stopping = asyncio.Event()
-        self._pace = _Pace(options.rate_per_minute)
+        rate = options.rate_per_minute
+        self._every = timedelta(minutes=1) / rate if rate else None
+        self._turn = asyncio.Lock()  # of the one lane that waits for its place in the pace
 
     def stop(self) -> None:
         """Finish what is under way and take nothing new."""
@@ -150,7 +158,7 @@ class Worker:
         )
         lanes = 1 if only is not None else self._options.lanes
         if self._options.rate_per_minute:
-            # So that none waits for its turn for longer than a minute, holding a message.
+            # More would only keep links open for longer than a relay bears with.
             lanes = min(lanes, self._options.rate_per_minute)
         ended = await asyncio.gather(
             *(self._lane(f"{self._owner}/{number}", run, only) for number in range(lanes)),
@@ -179,7 +187,9 @@ class Worker:
         while not self._stopping.is_set():
             report = await self.deliver_due()
             seen(report)
-            faults = faults + 1 if report.relay_fault else 0
+            # One that took some, and then wants no more for now, is asked again soon.
+            going = report.outcomes[DeliveryStatus.RELAYED] > 0
+            faults = (1 if going else faults + 1) if report.relay_fault else 0
             pause_s = min(300.0, _POLL_S * 2 ** min(faults, 10)) if faults else _POLL_S
             try:
                 await asyncio.wait_for(self._stopping.wait(), pause_s)
@@ -208,12 +218,25 @@ class Worker:
             run.outbox_fault = run.outbox_fault or error
 
     async def _claim(self, owner: str, run: _Run, only: int | None) -> Claimed | None:
-        if self._is_over(run):
-            return None
-        claimed = await self._outbox.claim(owner, self._now(), LEASE, only=only)
-        if claimed is None:
+        async with self._turn if self._every else nullcontext():
+            while not self._is_over(run):
+                now = self._now()
+                found = await self._outbox.claim(owner, now, LEASE, only=only, every=self._every)
+                if not isinstance(found, NotYet):
+                    return self._claimed(found, run)
+                await self._stopped_within((found.until - now).total_seconds())
+        return None
+
+    @staticmethod
+    def _claimed(found: Claimed | None, run: _Run) -> Claimed | None:
+        if found is None:
             run.link_fault = None  # nothing is left that a lane without a link would have tried
-        return claimed
+        return found
+
+    async def _stopped_within(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
     async def _use_link(self, owner: str, first: Claimed, run: _Run, only: int | None) -> None:
         """Open a link and attempt one message after another over it, until nothing is due.
@@ -225,26 +248,18 @@ class Worker:
             try:
                 session = await self._open(stack, run)
             except TransientDeliveryError as error:
-                await self._outbox.release(first, owner)
+                await self._release(first, owner)
                 raise _NoLink(error) from None
             except BaseException:
-                await self._outbox.release(first, owner)
+                await self._release(first, owner)
                 raise
             claimed: Claimed | None = first
             relayed = 0
             while claimed is not None:
-                its_turn = False
                 try:
-                    its_turn = await self._pace.wait(self._stopping)
-                finally:
-                    if not its_turn:
-                        await self._outbox.release(claimed, owner)
-                if not its_turn:
-                    return
-                try:
-                    outcome, link_is_good = await self._attempt(session, claimed, relayed)
+                    outcome, link_is_good = await self._attempt(session, claimed, relayed, run)
                 except (RelayRefused, _NoLink, _Renew):
-                    await self._outbox.release(claimed, owner)
+                    await self._release(claimed, owner)
                     raise
                 except asyncio.CancelledError:
                     # It may have been handed over, see `ports.Transport`.
@@ -253,13 +268,13 @@ class Worker:
                     )
                     await self._record(claimed, owner, ended, run)
                     raise
-                await self._record(claimed, owner, outcome, run)
-                if not link_is_good:
-                    raise _Renew
-                if only is not None:
-                    return
                 relayed += outcome.status is DeliveryStatus.RELAYED
-                claimed = await self._claim(owner, run, only)
+                if not link_is_good or only is not None:
+                    await self._record(claimed, owner, outcome, run)
+                    if not link_is_good:
+                        raise _Renew
+                    return
+                claimed = await self._record_and_claim(claimed, owner, outcome, run)
 
     async def _open(self, stack: AsyncExitStack, run: _Run) -> Session:
         """Open a link; the first of a run by one lane alone.
@@ -282,7 +297,7 @@ class Worker:
             return session
 
     async def _attempt(
-        self, session: Session, claimed: Claimed, relayed: int
+        self, session: Session, claimed: Claimed, relayed: int, run: _Run
     ) -> tuple[Outcome, bool]:
         """What became of it, and whether the link is good for another.
 
@@ -292,7 +307,8 @@ class Worker:
         Raises:
             _Renew: the relay wants no more messages over this link, as it may after so many or
                 after so much time: that is normal life, and another link will do.
-            _NoLink: it wants no message at all just now.
+            _NoLink: it wants no message at all just now, or has put off several in a row: each
+                that it puts off waits twice as long the next time, and fails in the end.
             RelayRefused: it wants none from us.
         """
         name = self._relay.name
@@ -309,19 +325,57 @@ class Worker:
                 raise _Renew from None
             if closed and error.stage == "sender":
                 raise _NoLink(error) from None
+            # At RCPT or later it may be about this message or its agency, and others fare better.
+            run.put_off += error.stage == "sender"
+            if run.put_off > _PUT_OFF_IN_A_ROW:
+                raise _NoLink(error) from None
             good = not closed and await _is_good(session)
             return _outcome(DeliveryStatus.DELAYED, name, error), good
         except PermanentDeliveryError as error:
             return _outcome(DeliveryStatus.FAILED, name, error), await _is_good(session)
         except MessageRefused as error:
             return Outcome(DeliveryStatus.FAILED, name, "content", None, str(error)), True
+        run.put_off = 0
         return Outcome(receipt.status, name, "content", receipt.reply), True
+
+    async def _record_and_claim(
+        self, claimed: Claimed, owner: str, outcome: Outcome, run: _Run
+    ) -> Claimed | None:
+        """Record an outcome and claim what is next: in one step, if nothing speaks against it."""
+        if self._every is not None or self._is_over(run):
+            await self._record(claimed, owner, outcome, run)
+            return await self._claim(owner, run, None)
+        try:
+            status, following = await self._outbox.record_and_claim(
+                claimed,
+                owner,
+                outcome,
+                self._now(),
+                self._options.policy,
+                LEASE,
+                jitter=self._jitter(),
+                hold_uncertain=self._options.hold_uncertain,
+            )
+        except OutboxUnusable:
+            await self._record(claimed, owner, outcome, run)  # with patience
+            return await self._claim(owner, run, None)
+        try:
+            self._recorded(claimed, status, outcome, run)
+        except BaseException:  # who is told may be gone: a closed pipe, say
+            if following is not None:
+                await self._release(following, owner)
+            raise
+        if following is not None and self._is_over(run):
+            await self._release(following, owner)
+            return None
+        return self._claimed(following, run)
 
     async def _record(self, claimed: Claimed, owner: str, outcome: Outcome, run: _Run) -> None:
         """Record an outcome, patiently: to forget one is to submit the message twice."""
-        for pause_s in (*_RECORD_AGAIN_S, None):
-            try:
-                status = await self._outbox.record(
+        status: DeliveryStatus | None = None
+        try:
+            status = await _patiently(
+                lambda: self._outbox.record(
                     claimed,
                     owner,
                     outcome,
@@ -330,16 +384,23 @@ class Worker:
                     jitter=self._jitter(),
                     hold_uncertain=self._options.hold_uncertain,
                 )
-                break
-            except LeaseLost:
-                return  # whoever took it over keeps the account of it
-            except OutboxUnusable:
-                if pause_s is None:
-                    run.unrecorded.append(claimed.outgoing.reference)
-                    raise
-                await asyncio.sleep(pause_s)
-        run.outcomes[status] += 1
-        self._told(claimed, status, outcome)
+            )
+        except LeaseLost:
+            pass
+        except OutboxUnusable:
+            run.unrecorded.append(claimed.outgoing.reference)
+            raise
+        self._recorded(claimed, status, outcome, run)
+
+    def _recorded(
+        self, claimed: Claimed, status: DeliveryStatus | None, outcome: Outcome, run: _Run
+    ) -> None:
+        if status is not None:  # else whoever took it over keeps the account of it
+            run.outcomes[status] += 1
+            self._told(claimed, status, outcome)
+
+    async def _release(self, claimed: Claimed, owner: str) -> None:
+        await _patiently(lambda: self._outbox.release(claimed, owner))
 
     def _is_over(self, run: _Run) -> bool:
         return (
@@ -347,26 +408,14 @@ class Worker:
         )
 
 
-class _Pace:
-    """Lets one message through each so often, for all lanes together."""
-
-    def __init__(self, per_minute: int) -> None:
-        self._every_s = 60.0 / per_minute if per_minute else 0.0
-        self._next = 0.0
-
-    async def wait(self, stopping: asyncio.Event) -> bool:
-        """Wait for one's turn; false if it is not to come."""
-        if not self._every_s:
-            return True
-        now = asyncio.get_running_loop().time()
-        mine = max(now, self._next)
-        self._next = mine + self._every_s
+async def _patiently(write: Callable[[], Awaitable[T]]) -> T:
+    """Write again, after a while, what the outbox could not take; the last time, let it say so."""
+    for pause_s in _RECORD_AGAIN_S:
         try:
-            async with asyncio.timeout(mine - now):
-                await stopping.wait()
-        except TimeoutError:
-            return True
-        return False
+            return await write()
+        except OutboxUnusable:
+            await asyncio.sleep(pause_s)
+    return await write()
 
 
 def _outcome(

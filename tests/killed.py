@@ -48,13 +48,21 @@ def _watch_sqlite(step: Callable[[str], None]) -> None:
 
     class Watched(sqlite3.Connection):
         def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
-            watched = statement.lstrip().startswith(_STEPS_OF_SQLITE)
+            return self._stepped(super().execute, statement, *values)
+
+        def executemany(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            return self._stepped(super().executemany, statement, *values)
+
+        @staticmethod
+        def _stepped(
+            run: Callable[..., sqlite3.Cursor], statement: str, *values: Any
+        ) -> sqlite3.Cursor:
+            if not statement.lstrip().startswith(_STEPS_OF_SQLITE):
+                return run(statement, *values)
             what = " ".join(statement.split()[:3])
-            if watched:
-                step(f"before {what}")
-            cursor = super().execute(statement, *values)
-            if watched:
-                step(f"after {what}")
+            step(f"before {what}")
+            cursor = run(statement, *values)
+            step(f"after {what}")
             return cursor
 
     def watched_connect(*arguments: Any, **more: Any) -> sqlite3.Connection:
@@ -68,7 +76,8 @@ def _watch_sockets(step: Callable[[str], None]) -> None:
     write = transport.write
 
     def watched(self: Any, octets: bytes) -> None:
-        what = "the dot" if octets == b".\r\n" else octets[:4].decode("latin-1").strip()
+        ends = octets.endswith(b"\r\n.\r\n")
+        what = "the dot" if ends else octets[:4].decode("latin-1").strip()
         step(f"before writing {what}")
         write(self, octets)
         step(f"after writing {what}")

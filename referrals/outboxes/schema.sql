@@ -1,4 +1,4 @@
--- Version 1. Times are UTC, in whole microseconds since 1970: they sort and index as they are.
+-- Version 2; `migrate_2.sql` makes it of version 1. Times are UTC, in whole microseconds since 1970: they sort and index as they are.
 
 CREATE TABLE message (
     id              INTEGER PRIMARY KEY,
@@ -28,8 +28,8 @@ CREATE TABLE message (
 ) STRICT;
 
 CREATE INDEX message_due ON message (agency, due_at, id) WHERE due_at IS NOT NULL;
-CREATE INDEX message_next ON message (due_at) WHERE due_at IS NOT NULL;
-CREATE INDEX message_leased ON message (lease_until) WHERE lease_until IS NOT NULL;
+CREATE INDEX message_next ON message (status, due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX message_leased ON message (agency, lease_until) WHERE lease_until IS NOT NULL;
 CREATE INDEX message_status ON message (status, id);
 CREATE INDEX message_reference ON message (reference);
 CREATE INDEX message_case ON message (case_reference);
@@ -54,6 +54,14 @@ CREATE TABLE attempt (
 ) STRICT;
 
 CREATE INDEX attempt_message ON attempt (message, id);
+
+-- When any process last took a message, if it keeps a pace.
+CREATE TABLE pace (
+    id         INTEGER PRIMARY KEY CHECK (id = 1),
+    claimed_at INTEGER
+) STRICT;
+
+INSERT INTO pace VALUES (1, NULL);
 
 CREATE TABLE audit (
     number         INTEGER PRIMARY KEY,

@@ -1,8 +1,8 @@
 """Message submission (RFC 6409) to the operator's relay: exact bytes, verified TLS, our errors.
 
-aiosmtplib speaks the commands one by one. Its `sendmail` and `data` are not used: `data` rewrites
-line endings, and neither tells a link lost before the end of the content (the relay holds nothing)
-from one lost after it (nobody knows, RFC 1047).
+aiosmtplib connects, secures the link and logs in. From there on `smtp_link` has it, and here are
+the commands: aiosmtplib's `data` rewrites line endings, and does not tell a link lost before the
+end of the content (the relay holds nothing) from one lost after it (nobody knows, RFC 1047).
 
 Errors are raised outside the `except` that met the fault, so that they carry no `__context__`:
 what a library or a relay said may repeat the login or an address.
@@ -30,9 +30,7 @@ from aiosmtplib import (
     SMTPResponse,
     SMTPResponseException,
     SMTPServerDisconnected,
-    SMTPTimeoutError,
 )
-from aiosmtplib.protocol import SMTPProtocol
 
 from referrals.delivery import DeliveryStatus, Outgoing, Receipt, Reply
 from referrals.errors import (
@@ -47,9 +45,12 @@ from referrals.errors import (
     TransientDeliveryError,
 )
 from referrals.settings import RelaySettings, Security, is_loopback
+from referrals.transports.smtp_link import Link
 
 LONGEST_FINAL_WAIT_S = 600.0  # RFC 5321 §4.5.3.2.6
 _QUIT_WAIT_S = 5.0
+_CLOSING = 421
+_OUT_OF_ORDER = 503
 _BLOCK = 64 * 1024
 _LONGEST_WORDS = 400
 
@@ -62,8 +63,7 @@ _MECHANISM_UNKNOWN = 504
 _FAULTS = (OSError, SMTPException, ValueError, RuntimeError, ReferralsError)
 
 _DRAFT_HEADER = re.compile(rb"^(X-Unsent|(?:Resent-)?Bcc)[ \t]*:", re.IGNORECASE | re.MULTILINE)
-_LONGEST_LINE = 998
-_BARE_ENDING = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+_LONGEST_LINE = 998 + len(b"\r\n")
 _ADDRESS = re.compile(r"[^\x00-\x20\x7f<>@]+@[^\x00-\x20\x7f<>@]+")
 
 P = ParamSpec("P")
@@ -111,13 +111,14 @@ class SmtpTransport:
                 RFC 5321's ten minutes: just that for the usual 30 s.
         """
         _refuse_unusable(relay)
-        self._relay = relay
+        self._relay, self._name = relay, relay.name
         self._tls = _tls_context(relay)
         self._final_wait_s = (
             min(LONGEST_FINAL_WAIT_S, 20 * relay.timeout_s)
             if final_wait_s is None
             else final_wait_s
         )
+        self._manners = _Manners()
 
     async def deliver(self, outgoing: Outgoing) -> Receipt:
         """Submit these exact bytes, once.
@@ -132,12 +133,12 @@ class SmtpTransport:
 
     @property
     def name(self) -> str:
-        return self._relay.name
+        return self._name
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
         """A session that is connected, secured and logged in."""
-        session = Session(self._relay, self._tls, self._final_wait_s)
+        session = Session(self._relay, self._tls, self._final_wait_s, self._manners)
         try:
             await session.open()
             yield session
@@ -175,7 +176,14 @@ def _in_our_words(
     return translated
 
 
-class _Link(aiosmtplib.SMTP):
+@dataclass
+class _Manners:
+    """What a relay has shown of itself, whatever it says it can do."""
+
+    takes_groups: bool = True
+
+
+class _Client(aiosmtplib.SMTP):
     was_up = False
 
     def close(self) -> None:
@@ -191,10 +199,16 @@ class Session:
     """One connection to the relay, and how far it got."""
 
     def __init__(
-        self, relay: RelaySettings, tls: ssl.SSLContext | None, final_wait_s: float
+        self,
+        relay: RelaySettings,
+        tls: ssl.SSLContext | None,
+        final_wait_s: float,
+        manners: _Manners,
     ) -> None:
-        self._relay = relay
+        self._relay, self._name = relay, relay.name
+        self._tls = tls
         self._final_wait_s = final_wait_s
+        self._manners = manners
         self._secret = _Secret(relay)
         self._sender = ""
         self._greeting = ""
@@ -202,12 +216,18 @@ class Session:
         self._in_step = False  # every command so far had its reply, so QUIT makes sense
         self.stage = "connect"
         self.handed_over = False  # the final dot may have reached the relay
-        self._link = _Link(
+        self._link: Link | None = None  # once it is ready for mail
+        self._pipelines = False
+        self._client = self._new_client()
+
+    def _new_client(self) -> _Client:
+        relay = self._relay
+        return _Client(
             hostname=relay.host,
             port=relay.effective_port,
             use_tls=relay.security is Security.TLS,
             start_tls=False,  # never opportunistic: `open` demands it
-            tls_context=tls,
+            tls_context=self._tls,
             # `_limit` is ours: aiosmtplib would use asyncio.wait_for, which before Python 3.12
             # loses a cancellation that comes together with a result (python/cpython#86296).
             timeout=None,
@@ -217,8 +237,11 @@ class Session:
 
     @_in_our_words
     async def open(self) -> None:
+        await self._connect()
+
+    async def _connect(self) -> None:
         async with self._limit():
-            self._greeting = (await self._link.connect()).message
+            self._greeting = (await self._client.connect()).message
         self._in_step = True
         self._refuse_other_machine()
         self.stage = "greeting"
@@ -230,6 +253,10 @@ class Session:
         if self._relay.username is not None:
             self.stage = "login"
             await self._login(self._relay.username)
+        self._link = Link.taken_over(self._client.protocol)
+        # RFC 2920; what was offered before STARTTLS or login is forgotten by then.
+        offered = self._client.supports_extension("pipelining")
+        self._pipelines = offered and self._manners.takes_groups
 
     @_in_our_words
     async def submit(self, outgoing: Outgoing) -> Receipt:
@@ -240,18 +267,17 @@ class Session:
         self.stage = "sender"
         _refuse_unfit(outgoing)
         options = self._mail_options(outgoing)
-        sender, recipient = envelope.sender.encode(), envelope.recipient.encode()
-        self._demand(2, await self._command(b"MAIL", b"FROM:<%b>" % sender, *options))
-        self.stage = "recipient"
-        self._demand(2, await self._command(b"RCPT", b"TO:<%b>" % recipient))
-        self.stage = "data"
-        self._demand(3, await self._command(b"DATA"))
+        mail = b" ".join((b"MAIL FROM:<%b>" % envelope.sender.encode(), *options))
+        rcpt = b"RCPT TO:<%b>" % envelope.recipient.encode()
+        link = await self._announce_at_once(mail, rcpt) if self._pipelines else None
+        if link is None:
+            link = await self._announce(mail, rcpt)
         self._in_step = False
         self.stage = "content"
-        answer = await self._hand_over(outgoing.content)
+        answer = await self._hand_over(link, outgoing.content)
         self._in_step = self.handed_over
-        reply = self._demand(2, answer)
-        return Receipt(DeliveryStatus.RELAYED, self._relay.name, reply)
+        self._demand(2, answer)
+        return Receipt(DeliveryStatus.RELAYED, self._name, self._reply(answer))
 
     @_in_our_words
     async def reset(self) -> None:
@@ -266,24 +292,29 @@ class Session:
 
     async def close(self) -> None:
         """QUIT if the relay listens; whatever happens here changes no outcome."""
+        wait_s = min(self._relay.timeout_s, _QUIT_WAIT_S)
         try:
-            if self._in_step and self._link.is_connected:
+            if self._in_step and self._client.is_connected:
                 with suppress(*_FAULTS):
-                    async with self._limit(_QUIT_WAIT_S):
-                        await self._link.quit()
+                    if self._link is None:
+                        async with asyncio.timeout(wait_s):
+                            await self._client.quit()
+                    else:
+                        self._link.write(b"QUIT\r\n")
+                        await self._link.reply(wait_s)
         finally:
-            self._link.close()
+            self._client.close()
             # asyncio closes the socket on the loop's next turn, and TLS's on the one after.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
     @_in_our_words
     async def report(self) -> RelayReport:
-        ehlo = self._link.last_ehlo_response
-        tls = self._link.get_transport_info("ssl_object")
+        ehlo = self._client.last_ehlo_response
+        tls = self._client.get_transport_info("ssl_object")
         cipher = tls.cipher() if tls else None
         return RelayReport(
-            relay=self._relay.name,
+            relay=self._name,
             greeting=self._words(self._greeting),
             host=self._words(ehlo.message).partition(" ")[0] if ehlo else "",
             tls_version=tls.version() if tls else None,
@@ -291,7 +322,7 @@ class Session:
             certificate=_certificate(tls.getpeercert()) if tls else None,
             extensions=tuple(
                 self._words(f"{keyword.upper()} {parameters}")
-                for keyword, parameters in self._link.esmtp_extensions.items()
+                for keyword, parameters in self._client.esmtp_extensions.items()
             ),
             size_limit=self._size_limit(),
             logged_in=self._logged_in,
@@ -302,10 +333,10 @@ class Session:
     def _refuse_other_machine(self) -> None:
         """`localhost` is a name, and a name may lead anywhere."""
         if self._relay.security is Security.NONE:
-            peer = self._link.get_transport_info("peername")
+            peer = self._client.get_transport_info("peername")
             if not is_loopback(peer[0]):
                 raise RelayRefused(
-                    f"{self._relay.name} is not on this machine, so a link without TLS won't do. "
+                    f"{self._name} is not on this machine, so a link without TLS won't do. "
                     "Set relay.security to 'starttls' or 'tls'.",
                     stage="connect",
                 )
@@ -317,28 +348,31 @@ class Session:
         """
         name = self._relay.local_hostname
         if name is None:
-            address = str(self._link.get_transport_info("sockname")[0]).partition("%")[0]
+            address = str(self._client.get_transport_info("sockname")[0]).partition("%")[0]
             name = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
-        reply = await self._command(b"EHLO", name.encode("ascii"))
+        self._in_step = False
+        async with self._limit():
+            reply = await self._client.execute_command(b"EHLO", name.encode("ascii"))
+        self._in_step = True
         self._demand(2, reply)
-        self._link.last_ehlo_response = reply
+        self._client.last_ehlo_response = reply
 
     async def _start_tls(self) -> None:
-        if not self._link.supports_extension("starttls"):
+        if not self._client.supports_extension("starttls"):
             raise RelayRefused(
-                f"{self._relay.name} does not offer STARTTLS, so nothing was submitted: neither "
+                f"{self._name} does not offer STARTTLS, so nothing was submitted: neither "
                 "login nor referrals go out in the clear. Ask who runs the relay, or try "
                 "relay.security = 'tls' on port 465.",
                 stage="tls",
             )
         self._in_step = False
         async with self._limit():
-            await self._link.starttls()
+            await self._client.starttls()
         self._in_step = True
 
     async def _login(self, username: str) -> None:
         relay = self._relay
-        secured = self._link.get_transport_info("ssl_object") is not None
+        secured = self._client.get_transport_info("ssl_object") is not None
         if not secured and relay.security is not Security.NONE:  # what `open` ensures, once more
             raise RelayRefused(
                 f"The link to {relay.name} is not secured, so we did not log in.", stage="login"
@@ -352,11 +386,11 @@ class Session:
             )
         # Not `login()`, which tries a wrong password once for each mechanism and so locks accounts.
         ways: dict[str, Callable[..., Awaitable[SMTPResponse]]] = {
-            "plain": self._link.auth_plain,
-            "login": self._link.auth_login,
-            "cram-md5": self._link.auth_crammd5,
+            "plain": self._client.auth_plain,
+            "login": self._client.auth_login,
+            "cram-md5": self._client.auth_crammd5,
         }
-        offered = [way for way in ways if way in self._link.server_auth_methods]
+        offered = [way for way in ways if way in self._client.server_auth_methods]
         if not offered:
             raise RelayRefused(
                 f"{relay.name} offers no login that we know (AUTH PLAIN, LOGIN or CRAM-MD5). "
@@ -384,9 +418,9 @@ class Session:
 
         Source: RFC 1870 (SIZE), RFC 6152 (8BITMIME), RFC 6531 (SMTPUTF8).
         """
-        relay, content, envelope = self._relay.name, outgoing.content, outgoing.envelope
+        relay, content, envelope = self._name, outgoing.content, outgoing.envelope
         options = []
-        if self._link.supports_extension("size"):
+        if self._client.supports_extension("size"):
             limit = self._size_limit()
             if limit is not None and len(content) > limit:
                 raise PermanentDeliveryError(
@@ -396,7 +430,7 @@ class Session:
                 )
             options.append(b"SIZE=%d" % len(content))
         if not content.isascii():
-            if not self._link.supports_extension("8bitmime"):
+            if not self._client.supports_extension("8bitmime"):
                 raise PermanentDeliveryError(
                     f"{relay} takes 7-bit content only (no 8BITMIME), and this message is not.",
                     stage="sender",
@@ -405,7 +439,7 @@ class Session:
         for stage, address in (("sender", envelope.sender), ("recipient", envelope.recipient)):
             if address.isascii():
                 continue
-            if not self._link.supports_extension("smtputf8"):
+            if not self._client.supports_extension("smtputf8"):
                 raise PermanentDeliveryError(
                     f"The {stage}'s address holds letters outside ASCII, and {relay} does not "
                     "take those (no SMTPUTF8). Use an address in plain letters.",
@@ -415,62 +449,111 @@ class Session:
                 options.append(b"SMTPUTF8")
         return options
 
-    async def _hand_over(self, content: bytes) -> SMTPResponse:
-        """Write the content, then the final dot, and return the relay's answer.
+    async def _announce(self, mail: bytes, rcpt: bytes) -> Link:
+        link = self._ready()
+        self._demand(2, await self._command(mail))
+        self.stage = "recipient"
+        self._demand(2, await self._command(rcpt))
+        self.stage = "data"
+        self._demand(3, await self._command(b"DATA"))
+        return link
 
-        Until the dot is written the relay cannot have accepted anything (RFC 5321 §4.1.1.4), so
-        the dot goes by itself, after the rest has left for the kernel. A relay that speaks before
-        it is not answering the content: its 2yz then counts for nothing.
+    async def _announce_at_once(self, mail: bytes, rcpt: bytes) -> Link | None:
+        """MAIL, RCPT and DATA in one go, for a relay that takes them so (RFC 2920).
+
+        None if it does not after all, and they have to be said one by one over a new link.
         """
-        protocol = self._link.protocol
-        if protocol is None or not isinstance(protocol.transport, asyncio.WriteTransport):
-            raise SMTPServerDisconnected("Connection lost")
-        # aiosmtplib keeps what came behind a reply, and would take it for the next one.
-        if protocol._buffer:
+        link = self._ready()
+        self._in_step = False
+        link.write(b"%b\r\n%b\r\nDATA\r\n" % (mail, rcpt))
+        for stage, first_digit, to_come in (("sender", 2, 2), ("recipient", 2, 1), ("data", 3, 0)):
+            self.stage = stage
+            answer = await link.reply(self._relay.timeout_s)
+            if answer.code == _OUT_OF_ORDER:
+                # Some answer what they can at once before what they think about.
+                self._manners.takes_groups = False
+                await self._begin_anew()
+                return None
+            if not _is_yes(first_digit, answer):
+                await self._abandon(link, answer, to_come)
+                raise self._refusal(answer)
+        return link
+
+    async def _begin_anew(self) -> None:
+        self._client.close()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self._client, self._link = self._new_client(), None
+        self.stage = "connect"
+        await self._connect()
+        self.stage = "sender"
+
+    async def _abandon(self, link: Link, refusal: SMTPResponse, to_come: int) -> None:
+        """Get back into step after a refusal in a group; where that fails, the link is done for.
+
+        A relay may take DATA though it refused the recipient; then it gets a lone dot, and whatever
+        it makes of that is no acceptance (RFC 2920 §3.1). If it took a recipient without a sender,
+        a dot might submit an empty message: it gets none, and the link is closed.
+        """
+        if not 400 <= refusal.code <= 599 or refusal.code == _CLOSING:
+            return
+        with suppress(*_FAULTS):
+            answers = [await link.reply(self._relay.timeout_s) for _ in range(to_come)]
+            if answers and answers[-1].code // 100 == 3:
+                if any(_is_yes(2, answer) for answer in answers):
+                    return
+                link.write(b".\r\n")
+                await link.reply(self._relay.timeout_s)
+            self._in_step = True
+
+    async def _hand_over(self, link: Link, content: bytes) -> SMTPResponse:
+        """Write the content and the final dot, and return the relay's answer.
+
+        Until the dot is written the relay cannot have accepted anything (RFC 5321 §4.1.1.4). A
+        relay that speaks before it is not answering the content: its 2yz then counts for nothing.
+        """
+        stuffed = _stuffed(content)
+        if link.has_news:
             raise SMTPResponseException(-1, "More replies than commands")
-        protocol.transport.set_write_buffer_limits(high=0)  # drained: nothing waits in here
-        answer = asyncio.ensure_future(protocol.read_response())
-        try:
-            await asyncio.sleep(0)  # let it begin, or an early reply is thrown away
-            for block in _blocks(_stuffed(content)):
-                protocol.write(block)
-                await self._drained(protocol, answer)
-                if answer.done():
-                    return self._no_acceptance(answer.result())
-            await asyncio.sleep(0)  # let the loop see a link that is already closed
-            if answer.done():
-                return self._no_acceptance(answer.result())
-            if not protocol.is_connected:
-                raise SMTPServerDisconnected("Connection lost")
-            self.handed_over = True
-            protocol.write(b".\r\n")
-            await asyncio.wait({answer}, timeout=self._final_wait_s)
-            if not answer.done():
-                raise SMTPTimeoutError("Timed out waiting for the final reply")
-            return answer.result()
-        finally:
-            await _dismiss(answer)
+        if len(stuffed) <= _BLOCK:
+            early = await self._hand_over_at_once(link, stuffed)
+        else:
+            early = await self._hand_over_in_blocks(link, stuffed)
+        if early is not None:
+            return self._no_acceptance(early)
+        return await link.reply(self._final_wait_s)
 
-    async def _drained(self, protocol: SMTPProtocol, answer: asyncio.Future[Any]) -> None:
-        """Wait until the last block has left, or the relay says something.
-
-        `_drain_helper` is what asyncio's StreamWriter calls; a StreamWriter of our own would close
-        the transport when it is collected.
-        """
-        drained = asyncio.ensure_future(protocol._drain_helper())
+    async def _hand_over_at_once(self, link: Link, stuffed: bytes) -> SMTPResponse | None:
+        self.handed_over = True
         try:
-            await asyncio.wait(
-                {drained, answer},
-                timeout=self._relay.timeout_s,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if answer.done():
-                return
-            if not drained.done():
-                raise SMTPTimeoutError("Timed out writing the content")
-            drained.result()
+            link.write(stuffed + b".\r\n")
+        except SMTPServerDisconnected:
+            self.handed_over = False
+            raise
+        if not link.unsent:
+            return None
+        try:
+            await link.sent(self._relay.timeout_s)
         finally:
-            await _dismiss(drained)
+            # The dot is the last of it. What a lost link had not sent can't be told any more.
+            self.handed_over = not link.unsent
+        return None if self.handed_over else await link.reply(self._relay.timeout_s)
+
+    async def _hand_over_in_blocks(self, link: Link, stuffed: bytes) -> SMTPResponse | None:
+        """The dot goes by itself, after the rest has left for the kernel."""
+        for block in _blocks(stuffed):
+            link.write(block)
+            await link.sent(self._relay.timeout_s)
+            if link.has_news:
+                return await link.reply(self._relay.timeout_s)
+        await asyncio.sleep(0)  # let the loop see a link that is already closed
+        if link.has_news:
+            return await link.reply(self._relay.timeout_s)
+        if not link.is_up:
+            raise SMTPServerDisconnected("Connection lost")
+        self.handed_over = True
+        link.write(b".\r\n")
+        return None
 
     def _no_acceptance(self, early: SMTPResponse) -> SMTPResponse:
         if 400 <= early.code <= 599:
@@ -479,36 +562,52 @@ class Session:
 
     # Commands and replies
 
-    def _limit(self, at_most_s: float = float("inf")) -> asyncio.Timeout:
-        return asyncio.timeout(min(self._relay.timeout_s, at_most_s))
+    def _limit(self) -> asyncio.Timeout:
+        return asyncio.timeout(self._relay.timeout_s)
 
-    async def _command(self, *words: bytes) -> SMTPResponse:
+    async def _command(self, command: bytes) -> SMTPResponse:
+        link = self._ready()
         self._in_step = False
-        async with self._limit():
-            reply = await self._link.execute_command(*words)
+        link.write(command + b"\r\n")
+        reply = await link.reply(self._relay.timeout_s)
         self._in_step = True
         return reply
 
-    def _demand(self, first_digit: int, reply: SMTPResponse) -> Reply:
-        """Clients go by the first digit of a reply (RFC 5321 §4.3.2).
+    def _ready(self) -> Link:
+        """The link, if the relay waits for a command; a 421 that came unasked is its last word."""
+        link = self._link
+        if link is None or not self._in_step:
+            raise SMTPServerDisconnected("Connection lost")
+        if link.has_news:
+            self._in_step = False
+            unasked = link.parsed()
+            if unasked is None or unasked.code != _CLOSING:
+                raise SMTPResponseException(-1, "More replies than commands")
+            raise self._refusal(unasked)
+        return link
 
-        221 is the exception: it closes the channel, and as an answer to anything but QUIT it does
-        not say that the command succeeded.
-        """
-        if reply.code // 100 != first_digit or reply.code == 221:
+    def _demand(self, first_digit: int, reply: SMTPResponse) -> None:
+        if not _is_yes(first_digit, reply):
             raise self._refusal(reply)
-        return self._reply(reply)
 
     def _reply(self, reply: SMTPResponse) -> Reply:
+        if self._is_harmless(reply.message):
+            return Reply.parse(reply.code, reply.message)
         text = "\n".join(self._words(line) for line in reply.message.split("\n"))
         return Reply.parse(reply.code, self._short(self._secret.withheld(text)))
 
     def _words(self, text: str) -> str:
         """A relay's words made fit to show: printable, short, without login or sender."""
-        text = "".join(c if c.isprintable() else " " for c in text)
-        if self._sender:
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else " " for c in text)
+        if self._sender and "@" in text:
             text = re.sub(re.escape(self._sender), "[sender]", text, flags=re.IGNORECASE)
         return self._short(self._secret.withheld(" ".join(text.split())))
+
+    def _is_harmless(self, text: str) -> bool:
+        """Whether `_words` would leave it as it is, for all but blanks; as it mostly would."""
+        fits = len(text) <= _LONGEST_WORDS and text.isprintable()
+        return fits and "@" not in text and not self._secret.is_in(text)
 
     @staticmethod
     def _short(text: str) -> str:
@@ -516,7 +615,7 @@ class Session:
 
     def _size_limit(self) -> int | None:
         """RFC 1870 §3, §4: no number, or 0, means no fixed limit; 20 digits at most."""
-        limit = self._link.esmtp_extensions.get("size", "").strip()
+        limit = self._client.esmtp_extensions.get("size", "").strip()
         return int(limit) or None if re.fullmatch(r"[0-9]{1,20}", limit) else None
 
     # What went wrong
@@ -527,7 +626,7 @@ class Session:
             reply = self._reply(response) if 100 <= response.code <= 399 else None
             return self._not_understood(reply)
         reply = self._reply(response)
-        relay, stage = self._relay.name, self.stage
+        relay, stage = self._name, self.stage
         text = f"{relay} {_REFUSED[stage]}: {reply}."
         if response.code == _PASSWORD_TRANSITION_NEEDED and stage == "login":
             return RelayRefused(
@@ -552,7 +651,7 @@ class Session:
         )
 
     def _not_understood(self, reply: Reply | None = None) -> DeliveryError:
-        text = f"{self._relay.name} gave an answer that makes no sense here, or is not SMTP"
+        text = f"{self._name} gave an answer that makes no sense here, or is not SMTP"
         if self.handed_over:
             return self._uncertain(text, reply)
         return TransientDeliveryError(
@@ -623,7 +722,7 @@ class Session:
 
     def _stage_of_connect(self, cause: BaseException) -> str:
         """Which of the three steps in aiosmtplib's `connect` broke."""
-        if self._link.was_up or isinstance(cause, SMTPException):
+        if self._client.was_up or isinstance(cause, SMTPException):
             return "greeting"
         implicit = self._relay.security is Security.TLS
         if isinstance(cause, ssl.SSLError) or (
@@ -636,7 +735,7 @@ class Session:
         what, remedy = _CERTIFICATE_FAULTS.get(
             error.verify_code, ("could not be verified", "Ask who runs the relay.")
         )
-        return f"The certificate of {self._relay.name} {what}. Nothing was submitted. {remedy}"
+        return f"The certificate of {self._name} {what}. Nothing was submitted. {remedy}"
 
 
 _REFUSED = {
@@ -718,10 +817,11 @@ class _Secret:
 
     def withheld(self, text: str) -> str:
         """The text, unless it holds any run of letters of the login."""
+        return "[withheld: the relay's words repeat the login]" if self.is_in(text) else text
+
+    def is_in(self, text: str) -> bool:
         folded = text.casefold()
-        if any(run in folded for run in self._runs):
-            return "[withheld: the relay's words repeat the login]"
-        return text
+        return any(run in folded for run in self._runs)
 
 
 def _base64(octets: bytes) -> str:
@@ -792,14 +892,16 @@ def _refuse_unfit(outgoing: Outgoing) -> None:
             f"{outgoing.reference}: the message has a {draft[1].decode()} header, so it is a "
             "draft, and drafts are not submitted. Queue the referral itself."
         )
+    # Each of these ends in CR, LF or both; in both, if there are as many of each as lines.
+    lines = content.splitlines(keepends=True)
     for unfit, what in (
-        (_BARE_ENDING.search(content), "a line that does not end in CRLF"),
         (not content.endswith(b"\r\n"), "a last line that does not end in CRLF"),
-        (b"\0" in content, "a NUL"),
         (
-            any(len(line) > _LONGEST_LINE for line in content.split(b"\r\n")),
-            "a line of more than 998 octets",
+            not content.count(b"\r") == len(lines) == content.count(b"\n"),
+            "a line that does not end in CRLF",
         ),
+        (b"\0" in content, "a NUL"),
+        (max(map(len, lines), default=0) > _LONGEST_LINE, "a line of more than 998 octets"),
     ):
         if unfit:
             raise MessageRefused(
@@ -816,6 +918,15 @@ def _refuse_unfit(outgoing: Outgoing) -> None:
             )
 
 
+def _is_yes(first_digit: int, reply: SMTPResponse) -> bool:
+    """Clients go by the first digit of a reply (RFC 5321 §4.3.2).
+
+    221 is the exception: it closes the channel, and as an answer to anything but QUIT it does not
+    say that the command succeeded.
+    """
+    return reply.code // 100 == first_digit and reply.code != 221
+
+
 def _stuffed(content: bytes) -> bytes:
     """Double the dot that begins a line (RFC 5321 §4.5.2)."""
     stuffed = content.replace(b"\r\n.", b"\r\n..")
@@ -825,12 +936,6 @@ def _stuffed(content: bytes) -> bytes:
 def _blocks(octets: bytes) -> Iterator[bytes]:
     for start in range(0, len(octets), _BLOCK):
         yield octets[start : start + _BLOCK]
-
-
-async def _dismiss(future: asyncio.Future[Any]) -> None:
-    """Cancel, and take the result so that asyncio does not complain of one never taken."""
-    future.cancel()
-    await asyncio.gather(future, return_exceptions=True)
 
 
 def _certificate(peer: dict[str, Any] | None) -> CertificateSummary | None:

@@ -16,19 +16,20 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from referrals.audit import verify
+from referrals.audit import FIRST, new_entry, verify
 from referrals.delivery import DeliveryStatus, Reply, RetryPolicy, Submission
 from referrals.directory import Directory
 from referrals.errors import LeaseLost, NotInOutbox, NotPossibleNow, OutboxUnusable
-from referrals.outboxes import sqlite
-from referrals.outboxes.sqlite import Claimed, Held, Outcome, Queued, SqliteOutbox
+from referrals.outboxes import sqlite_account, sqlite_file
+from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.queueing import Claimed, Held, NotYet, Outcome, Queued
 from referrals.samples import sample_case
 from referrals.service import Service
 from tests.conftest import NOW, TODAY
@@ -69,7 +70,9 @@ def outbox(harness: Harness) -> Iterator[SqliteOutbox]:
 def claim(
     outbox: SqliteOutbox, owner: str = "me", now: Any = NOW, only: int | None = None
 ) -> Claimed | None:
-    return run(outbox.claim(owner, now, LEASE, only=only))
+    found = run(outbox.claim(owner, now, LEASE, only=only))
+    assert not isinstance(found, NotYet)
+    return found
 
 
 def claimed(outbox: SqliteOutbox, owner: str = "me", now: Any = NOW) -> Claimed:
@@ -145,6 +148,19 @@ def test_one_queued_again_says_what_became_of_it(outbox: SqliteOutbox) -> None:
     assert claim(outbox) is None
 
 
+def test_what_is_known_already_can_be_asked_for_many_at_once(outbox: SqliteOutbox) -> None:
+    outbox.queue(submissions(3), NOW)
+    record(outbox, claimed(outbox), RELAYED)
+    outbox.cancel("R-3", NOW)
+
+    known = outbox.known(f"key {number}" for number in range(40_000))
+    assert known == {
+        "key 1": Queued(1, new=False, status=DeliveryStatus.RELAYED),
+        "key 2": Queued(2, new=False, status=DeliveryStatus.QUEUED),
+    }, "a cancelled one may be queued anew"
+    assert outbox.known([]) == {}
+
+
 @pytest.mark.parametrize("wrong", [{"acknowledge_by": None}, {"agency": None}])
 def test_a_batch_is_queued_whole_or_not_at_all(
     outbox: SqliteOutbox, wrong: dict[str, None]
@@ -212,7 +228,7 @@ def test_each_message_is_claimed_once_by_many_threads(harness: Harness) -> None:
         def take(number: int) -> list[str]:
             async def all_there_are() -> list[str]:
                 outbox, found = (one, other)[number % 2], []
-                while mine := await outbox.claim(f"thread {number}", NOW, LEASE):
+                while isinstance(mine := await outbox.claim("me", NOW, LEASE), Claimed):
                     found.append(mine.outgoing.reference)
                 return found
 
@@ -227,7 +243,7 @@ def test_each_message_is_claimed_once_by_many_threads(harness: Harness) -> None:
 def _take_all(place: Path, number: int) -> list[str]:
     async def all_there_are(outbox: SqliteOutbox) -> list[str]:
         found = []
-        while mine := await outbox.claim(f"process {number}", NOW, LEASE):
+        while isinstance(mine := await outbox.claim(f"process {number}", NOW, LEASE), Claimed):
             await outbox.record(mine, f"process {number}", RELAYED, NOW, POLICY)
             found.append(mine.outgoing.reference)
         return found
@@ -263,6 +279,39 @@ def test_no_agency_waits_behind_another(outbox: SqliteOutbox) -> None:
     assert order == ["R-1", "R-11", "R-21", "R-2", "R-12", "R-3", "R-4"]
 
 
+def test_agencies_take_turns_also_among_claims_that_are_kept_together(
+    outbox: SqliteOutbox,
+) -> None:
+    """One commit for them all; one of them asks as soon as its message is relayed."""
+    outbox.queue(submissions(5, agency="a"), NOW)
+    outbox.queue(submissions(3, first=11, agency="b"), NOW + MINUTE)
+    now = NOW + 2 * MINUTE
+    mine = claimed(outbox, now=now)
+    assert mine.agency == "a"
+    taken: list[Claimed | NotYet | None] = []
+
+    async def claim_one() -> None:
+        taken.append(await outbox.claim("me", now, LEASE))
+
+    async def record_and_claim_one() -> None:
+        _, following = await outbox.record_and_claim(mine, "me", RELAYED, now, POLICY, LEASE)
+        taken.append(following)
+
+    async def scenario() -> None:
+        release = blocked(outbox)
+        tasks = []
+        for one in (claim_one, claim_one, record_and_claim_one, claim_one, claim_one):
+            tasks.append(asyncio.ensure_future(one()))
+            await asyncio.sleep(0)
+        release.set()
+        await asyncio.gather(*tasks)
+
+    run(scenario())
+    # Under way before each: a 1; a 1, b 1; then R-1 is relayed: a 1, b 1; a 2, b 1; a 2, b 2.
+    order = [one.outgoing.reference for one in taken if isinstance(one, Claimed)]
+    assert order == ["R-11", "R-2", "R-3", "R-12", "R-4"]
+
+
 def test_of_one_agency_the_one_due_longest_comes_first(outbox: SqliteOutbox) -> None:
     outbox.queue([submission(1)], NOW + 2 * MINUTE)
     outbox.queue([submission(2)], NOW)
@@ -285,15 +334,12 @@ def test_one_message_can_be_asked_for_by_name(outbox: SqliteOutbox) -> None:
 
 def test_nothing_is_claimed_before_it_is_due(outbox: SqliteOutbox) -> None:
     outbox.queue([submission()], NOW)
-    assert run(outbox.next_due()) == NOW
     record(outbox, claimed(outbox), DELAYED)
 
-    assert run(outbox.next_due()) == NOW + MINUTE
     assert claim(outbox, now=NOW + MINUTE * 0.99) is None
     again = claimed(outbox, now=NOW + MINUTE)
     assert again.failures == 1
     assert not again.maybe_doubled
-    assert run(outbox.next_due()) == NOW + MINUTE + LEASE
 
 
 def test_a_cancelled_claim_gives_back_what_it_got(outbox: SqliteOutbox) -> None:
@@ -322,6 +368,110 @@ def test_a_cancelled_claim_gives_back_what_it_got(outbox: SqliteOutbox) -> None:
     with SqliteOutbox.open(outbox.path, "next") as again:
         assert only(again).status is DeliveryStatus.QUEUED
         assert only(again).attempts == 0
+
+
+def test_a_claim_cancelled_once_it_is_kept_is_given_back(outbox: SqliteOutbox) -> None:
+    """Between the commit and the news of it."""
+    outbox.queue([submission()], NOW)
+
+    async def scenario() -> None:
+        task = asyncio.ensure_future(outbox.claim("me", NOW, LEASE))
+        await asyncio.sleep(0)  # it asks
+        await asyncio.sleep(0)  # it has its turn
+        while only(outbox).status is not DeliveryStatus.SENDING:
+            pass  # the loop does not run, so it can't be told
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        outbox.close()
+
+    run(scenario())
+    with SqliteOutbox.open(outbox.path, "next") as again:
+        assert (only(again).status, only(again).attempts) == (DeliveryStatus.QUEUED, 0)
+
+
+def test_recording_and_claiming_in_one_step(outbox: SqliteOutbox) -> None:
+    outbox.queue(submissions(2), NOW)
+    first = claimed(outbox)
+
+    status, second = run(outbox.record_and_claim(first, "me", RELAYED, NOW + MINUTE, POLICY, LEASE))
+    assert status is DeliveryStatus.RELAYED
+    assert second is not None
+    assert second.outgoing == submission(2).outgoing
+    assert outbox.counts() == {"relayed": 1, "sending": 1}
+    assert run(outbox.record_and_claim(second, "me", DELAYED, NOW, POLICY, LEASE)) == (
+        DeliveryStatus.DELAYED,
+        None,
+    )
+
+
+def test_a_lost_lease_is_no_reason_not_to_claim_the_next(outbox: SqliteOutbox) -> None:
+    outbox.queue(submissions(2), NOW)
+    first = claimed(outbox)
+    recover(outbox, is_gone=lambda _: True, hold_uncertain=True)
+
+    status, second = run(outbox.record_and_claim(first, "me", FAILED, NOW, POLICY, LEASE))
+    assert status is None
+    assert second is not None
+    assert second.outgoing.reference == "R-2"
+    assert outbox.held(reference="R-1")[0].status is DeliveryStatus.UNCERTAIN
+
+
+def test_a_step_that_is_cancelled_is_recorded_and_claims_nothing(outbox: SqliteOutbox) -> None:
+    outbox.queue(submissions(2), NOW)
+    first = claimed(outbox)
+
+    async def scenario() -> None:
+        release = blocked(outbox)
+        step = outbox.record_and_claim(first, "me", RELAYED, NOW, POLICY, LEASE)
+        task = asyncio.ensure_future(step)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        release.set()
+        outbox.close()
+
+    run(scenario())
+    with SqliteOutbox.open(outbox.path, "next") as again:
+        assert again.counts() == {"relayed": 1, "queued": 1}
+        assert sum(one.attempts for one in again.held()) == 1
+
+
+# Pace
+
+
+def paced(outbox: SqliteOutbox, now: Any, every: timedelta = MINUTE) -> Claimed | NotYet | None:
+    return run(outbox.claim("me", now, LEASE, every=every))
+
+
+def test_all_who_use_an_outbox_keep_one_pace(harness: Harness) -> None:
+    with harness.open() as one, harness.open() as other:
+        one.queue(submissions(3), NOW)
+
+        assert isinstance(paced(one, NOW), Claimed)
+        assert paced(other, NOW + MINUTE * 0.99) == NotYet(NOW + MINUTE)
+        assert one.counts() == {"sending": 1, "queued": 2}, "nobody holds what has to wait"
+        assert isinstance(paced(other, NOW + MINUTE), Claimed)
+        assert paced(one, NOW + MINUTE * 1.5) == NotYet(NOW + 2 * MINUTE)
+        assert isinstance(claim(one, now=NOW + MINUTE), Claimed), "who keeps none need not wait"
+        assert paced(one, NOW + MINUTE) is None, "and nothing is left to wait for"
+
+
+def test_a_place_in_the_pace_is_taken_only_with_a_message(outbox: SqliteOutbox) -> None:
+    assert paced(outbox, NOW) is None
+    outbox.queue([submission()], NOW)
+    assert isinstance(paced(outbox, NOW), Claimed)
+
+
+def test_a_clock_that_is_put_back_makes_nobody_wait_for_long(outbox: SqliteOutbox) -> None:
+    outbox.queue(submissions(2), NOW - timedelta(days=2))
+    assert isinstance(paced(outbox, NOW), Claimed)
+    back = NOW - timedelta(days=1)
+
+    assert paced(outbox, back) == NotYet(back + MINUTE)
+    assert paced(outbox, back + MINUTE * 0.5) == NotYet(back + MINUTE)
+    assert isinstance(paced(outbox, back + MINUTE), Claimed)
 
 
 # Leases
@@ -570,6 +720,53 @@ def test_a_released_message_is_as_it_was(outbox: SqliteOutbox, before: Outcome |
 
     assert (only(outbox), outbox.attempts(1)) == was
     assert claim(outbox, now=later) is not None
+
+
+def broken_disk(outbox: SqliteOutbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Any) -> Any:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(outbox, "_begin", full)
+
+
+@pytest.mark.parametrize("then", ["something is written", "closed"])
+def test_a_release_that_could_not_be_written_is_made_up_for(
+    outbox: SqliteOutbox, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """It was never attempted, so it must not be taken for one that may have arrived."""
+    outbox.queue(submissions(2), NOW)
+    was = outbox.held(reference="R-1")
+    mine = claimed(outbox)
+    with monkeypatch.context() as broken:
+        broken_disk(outbox, broken)
+        with pytest.raises(OutboxUnusable):
+            run(outbox.release(mine, "me"))
+        assert outbox.counts() == {"sending": 1, "queued": 1}
+
+    if then == "closed":
+        outbox.close()
+    else:
+        assert recover(outbox, NOW + timedelta(days=1), is_gone=lambda _: True) == 0
+    with SqliteOutbox.open(outbox.path, "next") as again:
+        assert again.held(reference="R-1") == was
+        assert again.attempts(1) == []
+
+
+def test_a_release_made_up_for_takes_nothing_from_who_has_it_by_then(
+    outbox: SqliteOutbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox.queue([submission()], NOW)
+    mine = claimed(outbox)
+    with monkeypatch.context() as broken:
+        broken_disk(outbox, broken)
+        with pytest.raises(OutboxUnusable):
+            run(outbox.release(mine, "me"))
+    with SqliteOutbox.open(outbox.path, "another") as another:
+        recover(another, is_gone=lambda _: True)
+        theirs = claimed(another, "me")
+        outbox.queue([submission(2)], NOW)
+        assert record(another, theirs, RELAYED) is DeliveryStatus.RELAYED
+        assert another.counts() == {"relayed": 1, "queued": 1}
 
 
 # Decisions
@@ -872,7 +1069,7 @@ def blocked(outbox: SqliteOutbox) -> threading.Event:
 
 
 def asked_to_queue(outbox: SqliteOutbox, *some: Submission) -> Future[list[Queued]]:
-    return outbox._ask(lambda db: [outbox._queue(db, one, NOW) for one in some])
+    return outbox._ask(lambda db: outbox._queue(db, some, NOW))
 
 
 def test_what_gathers_is_committed_at_once_and_a_mistake_costs_only_itself(file: Path) -> None:
@@ -931,12 +1128,12 @@ def test_whatever_a_job_raises_reaches_who_asked(file: Path, fault: type[BaseExc
 def test_nobody_waits_for_a_writer_that_is_dead(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_outbox: SqliteOutbox, _jobs: Any) -> None:
+    def broken(_outbox: SqliteOutbox, _group: Any) -> None:
         raise RuntimeError("a bug")
 
     outbox = SqliteOutbox.open(file, "me")
     release = blocked(outbox)
-    monkeypatch.setattr(SqliteOutbox, "_commit", broken)
+    monkeypatch.setattr(SqliteOutbox, "_finish", broken)
     waiting = [asked_to_queue(outbox, submission(number)) for number in range(3)]
     release.set()
     faults = [one.exception(10) for one in waiting]
@@ -1012,7 +1209,7 @@ def test_a_commit_waits_for_the_disk(file: Path) -> None:
 def test_a_newer_file_is_refused_and_left_alone(file: Path) -> None:
     SqliteOutbox.open(file, "me").close()
     with contextlib.closing(sqlite3.connect(file)) as db:
-        db.execute(f"PRAGMA user_version = {sqlite.VERSION + 1}")
+        db.execute(f"PRAGMA user_version = {sqlite_file.VERSION + 1}")
     before = file.read_bytes()
 
     with pytest.raises(OutboxUnusable, match="newer version of referrals"):
@@ -1140,26 +1337,30 @@ def test_100_000_waiting_slow_down_neither_claim_nor_list(
 ) -> None:
     """Every statement goes by an index, so none gets slower with the number of messages."""
     seen: list[str] = []
-    connect = sqlite._connect
+    connect = sqlite_file._connect
 
     def watched(*arguments: Any) -> sqlite3.Connection:
         connection = connect(*arguments)
         connection.set_trace_callback(seen.append)
         return connection
 
-    monkeypatch.setattr(sqlite, "_connect", watched)
+    monkeypatch.setattr(sqlite_file, "_connect", watched)
     with SqliteOutbox.open(file, "me") as outbox:
         seen.clear()
         outbox.queue(submissions(3), NOW)
+        outbox.known(["key 1", "key 9"])
         recover(outbox)
         record(outbox, claimed(outbox), DELAYED)
-        record(outbox, claimed(outbox), RELAYED)
+        _, mine = run(outbox.record_and_claim(claimed(outbox), "me", RELAYED, NOW, POLICY, LEASE))
+        assert mine is not None
+        run(outbox.release(mine, "me"))
+        paced(outbox, NOW)
+        paced(outbox, NOW)
+        recover(outbox, is_gone=lambda _: True)
         mine = claim(outbox, only=1)
         assert mine is not None
         run(outbox.release(mine, "me"))
-        claimed(outbox)
-        recover(outbox, is_gone=lambda _: True)
-        run(outbox.next_due())
+        outbox.counts()
         outbox.held(limit=1)
         outbox.held(status=DeliveryStatus.QUEUED)
         outbox.held(reference="R-1")
@@ -1174,21 +1375,148 @@ def test_100_000_waiting_slow_down_neither_claim_nor_list(
         statements = {
             one for one in seen if one.split()[0] in {"SELECT", "UPDATE", "DELETE", "WITH"}
         }
-        assert len(statements) > 30
+        assert len(statements) > 35
         plans = {
             one: [str(row[3]) for row in outbox._read(f"EXPLAIN QUERY PLAN {one}")]
-            for one in statements | {sqlite._NEXT.replace(":now", "0")}
+            for one in statements
         }
 
-    tables = {"message", "m", "busy", "content", "attempt", "audit"}
+    tables = {"message", "m", "content", "attempt", "audit"}
     for statement, plan in plans.items():
         scans = [step for step in plan if step.startswith("SCAN ") and step.split()[1] in tables]
-        first = "LIMIT 1" in statement and "WITH" not in statement
-        leased = scans == ["SCAN message USING INDEX message_leased"]
-        assert not scans or first or leased, (statement, plan)
-        # Only the heads of the agencies and the messages of one reference are sorted.
-        if "heads" not in statement and "acknowledged_on IS NOT NULL" not in statement:
+        first = "LIMIT 1" in statement or "max(id)" in statement
+        # Those under way are no more than the lanes; to count all, only an index is read.
+        few = all("message_leased" in step for step in scans)
+        counting = scans == ["SCAN message USING COVERING INDEX message_status"]
+        assert not scans or first or few or counting, (statement, plan)
+        # Only the messages of one reference are sorted.
+        if "acknowledged_on IS NOT NULL" not in statement:
             assert not any("TEMP B-TREE" in step for step in plan), (statement, plan)
+
+
+# SQLite: older files
+
+
+def filled_version_1(file: Path) -> None:
+    """As version 1 left it: messages in every status, one of them under way."""
+    file.parent.mkdir(exist_ok=True)
+    script = Path(__file__).parents[1] / "outbox-version-1.sql"
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(script.read_text(encoding="utf-8"))
+        at, later = sqlite_account.micros(NOW), sqlite_account.micros(NOW + MINUTE)
+        leased = sqlite_account.micros(NOW + LEASE)
+        statuses: list[tuple[str, int | None, int | None, str | None]] = [
+            ("queued", at, None, None), ("sending", None, leased, "dead"),
+            ("delayed", later, None, None), ("relayed", None, None, None),
+            ("failed", None, None, None), ("uncertain", later, None, None),
+        ]  # fmt: skip
+        before = FIRST
+        for number, (status, due, lease, owner) in enumerate(statuses, 1):
+            one = submission(number)
+            content = one.outgoing.content
+            db.execute(
+                "INSERT INTO message (id, reference, case_reference, intervention, agency,"
+                " content_key, sender, recipient, message_id, sha256, size, queued_at,"
+                " trying_since, status, due_at, lease_until, lease_owner, attempts, failures,"
+                " acknowledge_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
+                " '2026-12-01')",
+                (number, f"R-{number}", f"CASE-{number}", "mediation", f"agency-{number % 2}",
+                 one.content_key, SENDER, "agency@council.test", one.message_id,
+                 hashlib.sha256(content).hexdigest(), len(content), at, at, status, due, lease,
+                 owner, int(status != "queued"), int(status in {"delayed", "uncertain"})),
+            )  # fmt: skip
+            db.execute("INSERT INTO content VALUES (?, ?)", (number, content))
+            if status != "queued":
+                ended = None if status == "sending" else at
+                db.execute(
+                    "INSERT INTO attempt (message, started_at, ended_at) VALUES (?, ?, ?)",
+                    (number, at, ended),
+                )
+            entry = new_entry(
+                number=number, before=before, at=NOW, actor="me", action="queued",
+                reference=f"R-{number}", case_reference=f"CASE-{number}", detail={},
+            )  # fmt: skip
+            before = entry.hash
+            db.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(entry))
+        db.execute("PRAGMA user_version = 1")
+
+
+def layout(file: Path) -> set[tuple[str, ...]]:
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        return {
+            (kind, name, " ".join(statement.split()))
+            for kind, name, statement in db.execute(
+                "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL"
+            )
+        }
+
+
+def test_a_file_of_version_1_is_brought_up_to_date(tmp_path: Path, file: Path) -> None:
+    filled_version_1(file)
+
+    with SqliteOutbox.open(file, "me") as outbox:
+        assert outbox.counts() == dict.fromkeys(
+            ("queued", "sending", "delayed", "relayed", "failed", "uncertain"), 1
+        )
+        assert [outbox.content(number) for number in range(1, 7)] == [
+            one.outgoing.content for one in submissions(6)
+        ]
+        assert [len(outbox.attempts(number)) for number in range(1, 7)] == [0, 1, 1, 1, 1, 1]
+        assert not any(one.new for one in outbox.queue(submissions(6), NOW))
+        assert recover(outbox, is_gone=lambda owner: owner == "dead") == 1
+        assert isinstance(paced(outbox, NOW), Claimed)
+        record(outbox, claimed(outbox), RELAYED)
+        assert list(verify(outbox.audit())) == []
+    new = tmp_path / "new" / "outbox.sqlite3"
+    SqliteOutbox.open(new, "me").close()
+    assert layout(file) == layout(new)
+
+
+def test_many_at_once_may_find_a_file_of_version_1(file: Path) -> None:
+    filled_version_1(file)
+
+    def opened(number: int) -> bool:
+        with SqliteOutbox.open(file, "me") as outbox:
+            return outbox.queue([submission(100 + number)], NOW)[0].new
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(opened, range(8)))
+
+
+def _migrate_and_die(file: Path, step: int) -> None:
+    connect = sqlite3.connect
+    left = step + 1
+
+    class Watched(sqlite3.Connection):
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            nonlocal left
+            if statement.lstrip().startswith(("BEGIN", "DROP", "CREATE", "--", "INSERT", "COMMIT")):
+                left -= 1
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return super().execute(statement, *values)
+
+    sqlite3.connect = lambda *given, **more: connect(*given, **more, factory=Watched)  # type: ignore[assignment]
+    SqliteOutbox.open(file, "child").close()
+
+
+def test_a_kill_in_the_middle_of_it_leaves_one_version_or_the_other(file: Path) -> None:
+    forks = multiprocessing.get_context("forkserver")
+    ended, step = -signal.SIGKILL, 0
+    while ended == -signal.SIGKILL:
+        shutil.rmtree(file.parent, ignore_errors=True)
+        filled_version_1(file)
+        process = forks.Process(target=_migrate_and_die, args=(file, step))
+        process.start()
+        process.join(60)
+        assert process.exitcode is not None
+        ended, step = process.exitcode, step + 1
+        with SqliteOutbox.open(file, "next") as outbox:
+            assert sum(outbox.counts().values()) == 6
+            assert outbox.queue([submission(7)], NOW)[0].new
+    assert ended == 0
+    assert step > 6
 
 
 # SQLite: the disk

@@ -8,7 +8,7 @@ import logging
 import socket
 import traceback
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,11 @@ STEPS = {
     "data": "data",
     "content": "content",
 }
+PIPELINING = (*ScriptedRelay().extensions, b"PIPELINING")
+ways = pytest.mark.parametrize(
+    "offered", [ScriptedRelay().extensions, PIPELINING], ids=["one by one", "pipelined"]
+)
+Offered = tuple[bytes, ...]
 BEFORE_END = [step for step in STEPS if step != "content"]
 SILENCES: list[Step] = [Hang(), Drop(), Drop(reset=True)]
 NONSENSE = [
@@ -241,18 +246,25 @@ NONSENSE = [
 ]
 
 
+@ways
 @pytest.mark.parametrize("step", BEFORE_END)
 @pytest.mark.parametrize("silence", SILENCES, ids=str)
-def test_silence_before_the_end_is_transient(step: str, silence: Step) -> None:
+def test_silence_before_the_end_is_transient(step: str, silence: Step, offered: Offered) -> None:
     """The relay cannot hold what it was never given."""
-    error = run(fault(ScriptedRelay({step: silence}), **LOGIN))
-    assert_fault(error, TransientDeliveryError, STEPS[step])
+    error = run(fault(ScriptedRelay({step: silence}, extensions=offered), **LOGIN))
+    if offered is PIPELINING and silence == Drop(reset=True) and step in {"rcpt", "data"}:
+        # A reset may overtake the replies to what went before in the same group.
+        assert error.stage in {"sender", "recipient", "data"}
+    else:
+        assert error.stage == STEPS[step]
+    assert_fault(error, TransientDeliveryError, error.stage)
 
 
+@ways
 @pytest.mark.parametrize("silence", SILENCES, ids=str)
-def test_silence_after_the_end_is_uncertain(silence: Step) -> None:
+def test_silence_after_the_end_is_uncertain(silence: Step, offered: Offered) -> None:
     """RFC 1047: the relay may hold it, and nobody told us."""
-    error = run(fault(ScriptedRelay({"content": silence}), **LOGIN))
+    error = run(fault(ScriptedRelay({"content": silence}, extensions=offered), **LOGIN))
     assert_fault(error, DeliveryUncertain, "content")
 
 
@@ -262,47 +274,61 @@ def test_half_a_reply_after_the_end_is_uncertain(octets: bytes) -> None:
     assert_fault(error, DeliveryUncertain, "content")
 
 
+@ways
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("nonsense", NONSENSE, ids=lambda octets: repr(octets[:12]))
-def test_nonsense_is_no_answer(step: str, nonsense: bytes) -> None:
-    error = run(fault(ScriptedRelay({step: Say(nonsense, close=True)}), **LOGIN))
+def test_nonsense_is_no_answer(step: str, nonsense: bytes, offered: Offered) -> None:
+    relay = ScriptedRelay({step: Say(nonsense, close=True)}, extensions=offered)
+    error = run(fault(relay, **LOGIN))
     kind = DeliveryUncertain if step == "content" else TransientDeliveryError
     assert_fault(error, kind, STEPS[step])
 
 
+@ways
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("code", [421, 450, 451, 452, 454])
-def test_4yz_is_transient(step: str, code: int) -> None:
-    error = run(fault(ScriptedRelay({step: Say(b"%d 4.3.2 later\r\n" % code)}), **LOGIN))
+def test_4yz_is_transient(step: str, code: int, offered: Offered) -> None:
+    relay = ScriptedRelay({step: Say(b"%d 4.3.2 later\r\n" % code)}, extensions=offered)
+    error = run(fault(relay, **LOGIN))
     assert_fault(error, TransientDeliveryError, STEPS[step], code)
     assert str(error.reply) == f"{code} 4.3.2 later"
 
 
+@ways
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("code", [500, 501, 502, 503, 550, 552, 554, 571])
-def test_5yz_fails_the_message_only_if_it_was_about_it(step: str, code: int) -> None:
+def test_5yz_fails_the_message_only_if_it_was_about_it(
+    step: str, code: int, offered: Offered
+) -> None:
     """Before MAIL the relay knows nothing of the message, so it can't have refused it."""
-    error = run(fault(ScriptedRelay({step: Say(b"%d 5.7.1 never\r\n" % code)}), **LOGIN))
+    relay = ScriptedRelay({step: Say(b"%d 5.7.1 never\r\n" % code)}, extensions=offered)
+    error = run(fault(relay, **LOGIN))
     before_mail = step in {"greeting", "ehlo", "auth"}
     kind = RelayRefused if before_mail else PermanentDeliveryError
     assert_fault(error, kind, STEPS[step], code)
     assert "5.7.1 never" in str(error)
 
 
+@ways
 @pytest.mark.parametrize("step", ["mail", "rcpt", "data", "content"])
 @pytest.mark.parametrize("code", [530, 534, 535, 538])
-def test_a_demand_for_a_login_is_the_operators(step: str, code: int) -> None:
-    error = run(fault(ScriptedRelay({step: Say(b"%d 5.7.0 log in first\r\n" % code)})))
+def test_a_demand_for_a_login_is_the_operators(step: str, code: int, offered: Offered) -> None:
+    relay = ScriptedRelay({step: Say(b"%d 5.7.0 log in first\r\n" % code)}, extensions=offered)
+    error = run(fault(relay))
     assert_fault(error, RelayRefused, STEPS[step], code)
     assert "relay.username" in str(error)
 
 
+@ways
 @pytest.mark.parametrize(
     ("step", "code"),
     [("greeting", 250), ("mail", 354), ("rcpt", 354), ("data", 250), ("rcpt", 221), ("auth", 250)],
 )
-def test_a_kind_answer_to_another_question_is_no_answer(step: str, code: int) -> None:
-    error = run(fault(ScriptedRelay({step: Say(b"%d odd\r\n" % code)}), **LOGIN))
+def test_a_kind_answer_to_another_question_is_no_answer(
+    step: str, code: int, offered: Offered
+) -> None:
+    relay = ScriptedRelay({step: Say(b"%d odd\r\n" % code)}, extensions=offered)
+    error = run(fault(relay, **LOGIN))
     assert_fault(error, TransientDeliveryError, STEPS[step], code)
 
 
@@ -389,16 +415,265 @@ def test_a_reply_in_mid_content_accepts_nothing(
     assert relay.verbs[-1] == "DATA"
 
 
-def test_a_reply_given_too_soon_is_not_taken_for_the_final_one() -> None:
+@ways
+def test_a_reply_given_too_soon_is_not_taken_for_the_final_one(offered: Offered) -> None:
     """Relay's 250 behind its 354 is no acceptance of content it has not seen."""
     script: dict[str, Step] = {
         "data": Say(b"354 go on\r\n250 taken\r\n"),
         "content": Say(b"554 5.6.0 rejected\r\n"),
     }
-    relay = ScriptedRelay(script)
+    relay = ScriptedRelay(script, extensions=offered)
     error = run(fault(relay))
     assert_fault(error, TransientDeliveryError, "content")
     assert relay.contents == []
+
+
+@pytest.mark.parametrize("reply", [b"250-taken\r\n550 no\r\n", b"2500 taken\r\n", b"250_x\r\n"])
+def test_a_reply_that_says_yes_and_no_or_is_none_is_uncertain(reply: bytes) -> None:
+    error = run(fault(ScriptedRelay({"content": Say(reply)})))
+    assert_fault(error, DeliveryUncertain, "content")
+
+
+@pytest.mark.parametrize(
+    ("then", "kind", "code"),
+    [
+        (Say(b""), None, None),
+        (Hang(), TransientDeliveryError, None),
+        (Say(b"552 5.3.4 too big\r\n"), PermanentDeliveryError, 552),
+        (Say(b"250 2.0.0 taken\r\n"), TransientDeliveryError, None),
+    ],
+    ids=["reads on", "hangs", "refuses", "lies"],
+)
+def test_a_relay_that_stops_reading_for_a_while(
+    then: Step,
+    kind: type[DeliveryError] | None,
+    code: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the kernel does not take at once waits for its turn, and the dot is the last of it."""
+    monkeypatch.setattr("referrals.transports.smtp._BLOCK", len(BIG.content) * 2)
+
+    class Paused(ScriptedRelay):
+        async def _take_content(
+            self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> None:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await asyncio.sleep(0.05)
+            await self._answer("mid-content", reader, writer)
+            writer.transport.resume_reading()  # type: ignore[attr-defined]
+            self.script = {}
+            await super()._take_content(reader, writer)
+
+    async def scenario() -> list[bytes]:
+        async with Paused({"mid-content": then}) as relay:  # so its buffer is small
+            transport = SmtpTransport(settings_for(relay, timeout_s=0.3 if kind else 5.0))
+            async with transport.session() as session:
+                assert session._link is not None
+                if kind is None:
+                    await session.submit(BIG)
+                    return relay.contents
+                with pytest.raises(kind) as caught:
+                    await session.submit(BIG)
+                assert session._link.unsent, "or this test shows nothing"
+                assert_fault(caught.value, kind, "content", code)
+            return relay.contents
+
+    assert run(scenario()) == ([BIG.content] if kind is None else [])
+
+
+# In one go (RFC 2920)
+
+
+@dataclass
+class Pipelined(ScriptedRelay):
+    """Takes commands in groups. Its answers to MAIL and RCPT go out as `pieces` says."""
+
+    extensions: Offered = PIPELINING
+    pieces: str = "each"
+    grouped: bool = False
+    _held: bytes = b""
+
+    async def _answer(
+        self,
+        name: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        usual: Step | None = None,
+    ) -> None:
+        if name == "mail":
+            self.grouped = b"DATA\r\n" in bytes(reader._buffer)  # type: ignore[attr-defined]
+        step = self.script.get(name) or usual or Say(b"")
+        if self.pieces == "bytes" and name in {"mail", "rcpt", "data", "content"}:
+            told = step if step != Say(b"") else None
+            orderly = {"mail": b"250 ok", "rcpt": b"250-ok\r\n250 ok", "data": b"354 go"}
+            octets = (
+                told.octets if isinstance(told, Say) else orderly.get(name, b"250 ok") + b"\r\n"
+            )
+            for octet in octets:
+                writer.write(bytes([octet]))
+                await writer.drain()
+                await asyncio.sleep(0)
+        elif self.pieces == "one" and name in {"mail", "rcpt"}:
+            self._held += step.octets if isinstance(step, Say) and step.octets else b"250 ok\r\n"
+        else:
+            writer.write(self._held)
+            self._held = b""
+            await super()._answer(name, reader, writer, usual)
+
+
+def both(relay: ScriptedRelay, between: str = "") -> list[DeliveryError | None]:
+    """What becomes of two messages over one link; after a refusal, RSET."""
+    results: list[DeliveryError | None] = []
+
+    async def scenario() -> None:
+        async with relay:
+            transport = SmtpTransport(settings_for(relay, timeout_s=1.0), final_wait_s=1.0)
+            async with transport.session() as session:
+                for _ in range(2):
+                    try:
+                        await session.submit(OUTGOING)
+                        results.append(None)
+                    except DeliveryError as error:
+                        results.append(error)
+                        relay.script = {}
+                        await session.reset()
+            await relay.all_closed()
+
+    run(scenario())
+    return results
+
+
+@pytest.mark.parametrize("pieces", ["each", "one", "bytes"])
+def test_commands_go_in_one_group_however_the_replies_come(pieces: str) -> None:
+    relay = Pipelined(pieces=pieces)
+    assert both(relay) == [None, None]
+    assert relay.grouped
+    assert relay.contents == [CONTENT, CONTENT]
+    assert relay.verbs == ["EHLO", *["MAIL", "RCPT", "DATA"] * 2, "QUIT"]
+
+
+def test_a_relay_that_does_not_offer_it_gets_one_command_at_a_time() -> None:
+    relay = Pipelined(extensions=(b"SIZE 100000",))
+    assert both(relay) == [None, None]
+    assert not relay.grouped
+
+
+def test_what_was_offered_before_tls_does_not_count(certificates: Certificates) -> None:
+    secured = Say(b"250-relay.test\r\n250 SIZE 100000\r\n")
+    relay = Pipelined({"ehlo-secured": secured}, tls=serving(certificates.good))
+
+    async def scenario() -> None:
+        async with relay:
+            given = settings_for(relay, Security.STARTTLS, ca_file=certificates.ca_file)
+            await SmtpTransport(given).deliver(OUTGOING)
+
+    run(scenario())
+    assert relay.contents == [CONTENT]
+    assert not relay.grouped
+
+
+NOT_NOW = Say(b"503 5.5.1 bad sequence\r\n")
+
+
+@pytest.mark.parametrize("pieces", ["each", "one", "bytes"])
+@pytest.mark.parametrize("code", [451, 550])
+@pytest.mark.parametrize(
+    ("step", "after"), [("mail", ["rcpt", "data"]), ("rcpt", ["data"]), ("data", [])]
+)
+def test_a_refusal_in_a_group_is_the_refusals_and_the_link_is_used_on(
+    step: str, after: list[str], code: int, pieces: str
+) -> None:
+    script: dict[str, Step] = {step: Say(b"%d %d.7.1 no\r\n" % (code, code // 100))}
+    relay = Pipelined(script | dict.fromkeys(after, NOT_NOW), pieces=pieces)
+
+    error, then = both(relay)
+    assert error is not None
+    kind = TransientDeliveryError if code == 451 else PermanentDeliveryError
+    assert_fault(error, kind, STEPS[step], code)
+    assert then is None
+    assert relay.connections == 1
+    assert relay.contents == [CONTENT]
+    assert "RSET" in relay.verbs
+
+
+@pytest.mark.parametrize("final", [b"554 5.5.1 no valid recipients\r\n", b"250 2.0.0 taken\r\n"])
+def test_a_relay_that_wants_content_for_a_refused_recipient_gets_a_lone_dot(final: bytes) -> None:
+    """And whatever it makes of that, the message is refused (RFC 2920 §3.1)."""
+    relay = Pipelined({"rcpt": Say(b"550 5.1.1 nobody\r\n"), "content": Say(final)})
+
+    error, then = both(relay)
+    assert error is not None
+    assert_fault(error, PermanentDeliveryError, "recipient", 550)
+    assert then is None
+    assert relay.contents == [b"", CONTENT]
+
+
+@pytest.mark.parametrize("late", ["mail", "rcpt"])
+def test_a_relay_that_mixes_up_a_group_gets_one_command_at_a_time(late: str) -> None:
+    """As Postfix's smtp-sink does when it is told to be slow: that refuses no message."""
+
+    class Muddled(Pipelined):
+        async def _answer(
+            self,
+            name: str,
+            reader: asyncio.StreamReader,
+            writer: asyncio.StreamWriter,
+            usual: Step | None = None,
+        ) -> None:
+            if name == late and b"DATA\r\n" in bytes(reader._buffer):  # type: ignore[attr-defined]
+                self.script = dict.fromkeys(
+                    ["rcpt", "data"] if late == "mail" else ["data"], NOT_NOW
+                )
+                asyncio.get_running_loop().call_later(0.05, writer.write, b"250 2.1.0 ok\r\n")
+                return
+            await super()._answer(name, reader, writer, usual)
+            if name == "data":
+                self.script = {}
+
+    relay = Muddled()
+    assert both(relay) == [None, None]
+    assert relay.contents == [CONTENT, CONTENT]
+    assert relay.connections == 2
+    assert relay.verbs.count("MAIL") == 3, "tried in a group once"
+
+
+def test_a_relay_that_wants_content_from_a_refused_sender_gets_nothing() -> None:
+    """It took the recipient: a lone dot might submit an empty message."""
+    relay = Pipelined({"mail": Say(b"550 5.7.1 not you\r\n")})
+    error = run(fault(relay))
+    assert_fault(error, PermanentDeliveryError, "sender", 550)
+    assert relay.contents == []
+
+    with pytest.raises(TransientDeliveryError):
+        both(Pipelined({"mail": Say(b"550 5.7.1 not you\r\n")}))
+
+
+@pytest.mark.parametrize("silence", [Hang(), Drop()], ids=str)  # a reset may overtake a reply
+@pytest.mark.parametrize(
+    ("step", "then"), [("mail", "rcpt"), ("mail", "data"), ("rcpt", "data"), ("rcpt", "content")]
+)
+def test_a_link_lost_after_a_refusal_does_not_hide_it(step: str, then: str, silence: Step) -> None:
+    relay = Pipelined({step: Say(b"550 5.1.1 no\r\n"), then: silence})
+    error = run(fault(relay))
+    assert_fault(error, PermanentDeliveryError, STEPS[step], 550)
+    assert CONTENT not in relay.contents
+
+
+@ways
+def test_a_421_that_comes_unasked_is_heard_before_the_next_message(offered: Offered) -> None:
+    relay = ScriptedRelay({"content": Say(b"250 ok\r\n421 4.4.2 idle\r\n")}, extensions=offered)
+    with pytest.raises(TransientDeliveryError):
+        both(relay)
+    assert relay.verbs.count("MAIL") == 1
+    assert relay.contents == [CONTENT]
+
+
+@ways
+def test_a_reply_that_nobody_asked_for_is_not_taken_for_the_next(offered: Offered) -> None:
+    relay = ScriptedRelay({"content": Say(b"250 ok\r\n250 ok\r\n")}, extensions=offered)
+    with pytest.raises(TransientDeliveryError):
+        both(relay)
+    assert relay.contents == [CONTENT]
 
 
 # The link

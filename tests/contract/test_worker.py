@@ -26,7 +26,8 @@ from pydantic import SecretStr
 from referrals import worker as worker_module
 from referrals.delivery import DeliveryStatus, Outgoing, Receipt, Reply, RetryPolicy
 from referrals.errors import OutboxUnusable, RelayRefused, TransientDeliveryError
-from referrals.outboxes.sqlite import Claimed, Held, Outcome, SqliteOutbox
+from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.queueing import Claimed, Held, Outcome
 from referrals.settings import RelaySettings, Security
 from referrals.sink import Sink
 from referrals.transports.smtp import SmtpTransport
@@ -578,6 +579,16 @@ def test_stop_finishes_what_is_under_way_and_takes_nothing_new(outbox: SqliteOut
     assert {one.reference for one in outbox.held() if one.attempts} == set(under_way)
 
 
+def test_stop_gives_back_what_was_claimed_with_the_last_outcome(outbox: SqliteOutbox) -> None:
+    outbox.queue(submissions(3), NOW)
+    worker = worker_on(outbox, FakeRelay(), told=lambda *_: worker.stop())
+    report = run(worker.deliver_due())
+
+    assert report.outcomes == {DeliveryStatus.RELAYED: 1}
+    assert statuses(outbox) == {"R-1": "relayed", "R-2": "queued", "R-3": "queued"}
+    assert sum(one.attempts for one in outbox.held()) == 1
+
+
 def test_what_is_cut_short_is_uncertain(outbox: SqliteOutbox) -> None:
     """A second Ctrl-C: the relay may have it."""
     outbox.queue(submissions(2), NOW)
@@ -672,6 +683,10 @@ class Hurried(asyncio.SelectorEventLoop):
         return super().time() + self._skipped
 
 
+def loop_clock() -> datetime:
+    return NOW + timedelta(seconds=asyncio.get_running_loop().time())
+
+
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_so_many_messages_a_minute_and_no_more(outbox: SqliteOutbox, lanes: int) -> None:
     outbox.queue(submissions(12), NOW)
@@ -680,7 +695,9 @@ def test_so_many_messages_a_minute_and_no_more(outbox: SqliteOutbox, lanes: int)
     async def submitting(_: Outgoing) -> None:
         times.append(asyncio.get_running_loop().time())
 
-    worker = worker_on(outbox, FakeRelay(submitting), lanes=lanes, rate_per_minute=6)
+    worker = worker_on(
+        outbox, FakeRelay(submitting), lanes=lanes, rate_per_minute=6, now=loop_clock
+    )
     with asyncio.Runner(loop_factory=Hurried) as runner:
         runner.run(worker.deliver_due())
 
@@ -690,6 +707,31 @@ def test_so_many_messages_a_minute_and_no_more(outbox: SqliteOutbox, lanes: int)
     assert times[-1] - times[0] < 150
 
 
+def test_workers_on_one_outbox_keep_one_pace(
+    outbox: SqliteOutbox,
+) -> None:
+    outbox.queue(submissions(12), NOW)
+    times: list[float] = []
+
+    async def submitting(_: Outgoing) -> None:
+        times.append(asyncio.get_running_loop().time())
+
+    async def scenario() -> None:
+        with SqliteOutbox.open(outbox.path, "other") as other:
+            workers = [
+                worker_on(box, FakeRelay(submitting), lanes=2, rate_per_minute=6, now=loop_clock)
+                for box in (outbox, other)
+            ]
+            await asyncio.gather(*(worker.deliver_due() for worker in workers))
+
+    with asyncio.Runner(loop_factory=Hurried) as runner:
+        runner.run(scenario())
+
+    assert len(times) == 12
+    assert min(later - sooner for sooner, later in pairwise(times)) > 9.9
+    assert outbox.counts() == {"relayed": 12}
+
+
 def test_nobody_holds_a_message_for_longer_than_a_minute_to_keep_the_pace(
     outbox: SqliteOutbox,
 ) -> None:
@@ -697,7 +739,9 @@ def test_nobody_holds_a_message_for_longer_than_a_minute_to_keep_the_pace(
     outbox.queue(submissions(5), NOW)
     relay = FakeRelay()
     with asyncio.Runner(loop_factory=Hurried) as runner:
-        runner.run(worker_on(outbox, relay, lanes=64, rate_per_minute=1).deliver_due())
+        runner.run(
+            worker_on(outbox, relay, lanes=64, rate_per_minute=1, now=loop_clock).deliver_due()
+        )
 
     assert relay.links == 1
     assert outbox.counts() == {"relayed": 5}
@@ -712,7 +756,7 @@ def test_a_run_cut_short_while_it_keeps_the_pace_gives_its_message_back(
         async def submitting(_: Outgoing) -> None:
             asyncio.get_running_loop().call_later(0.05, task.cancel)
 
-        worker = worker_on(outbox, FakeRelay(submitting), rate_per_minute=1)
+        worker = worker_on(outbox, FakeRelay(submitting), rate_per_minute=1, now=loop_clock)
         task = asyncio.ensure_future(worker.deliver_due())
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -727,7 +771,7 @@ def test_stop_does_not_wait_for_the_pace(outbox: SqliteOutbox) -> None:
     async def submitting(_: Outgoing) -> None:
         asyncio.get_running_loop().call_later(0.05, worker.stop)
 
-    worker = worker_on(outbox, FakeRelay(submitting), rate_per_minute=1)
+    worker = worker_on(outbox, FakeRelay(submitting), rate_per_minute=1, now=loop_clock)
     run(worker.deliver_due())
 
     assert outbox.counts() == {"relayed": 1, "queued": 2}
@@ -795,14 +839,14 @@ def test_watch_waits_longer_each_time_for_a_relay_that_is_away(outbox: SqliteOut
 def breaking(
     outbox: SqliteOutbox, monkeypatch: pytest.MonkeyPatch, broken: Callable[[], bool]
 ) -> None:
-    whole = outbox._in_one_transaction
+    whole = outbox._begin
 
-    def sometimes(jobs: Any) -> Any:
+    def sometimes(patience_s: float) -> None:
         if broken():
             raise sqlite3.OperationalError("database or disk is full")
-        return whole(jobs)
+        whole(patience_s)
 
-    monkeypatch.setattr(outbox, "_in_one_transaction", sometimes)
+    monkeypatch.setattr(outbox, "_begin", sometimes)
     monkeypatch.setattr(worker_module, "_RECORD_AGAIN_S", (0.001, 0.001))
 
 
@@ -853,6 +897,35 @@ def test_an_outcome_is_recorded_as_soon_as_it_can_be(
     assert report.outcomes == {DeliveryStatus.RELAYED: 3}
     assert submitted == ["R-1", "R-2", "R-3"]
     assert outbox.counts() == {"relayed": 3}
+
+
+def test_what_could_not_be_given_back_is_as_soon_as_it_can_be(
+    outbox: SqliteOutbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No attempt was made, so no doubt may stay."""
+    outbox.queue(submissions(3), NOW)
+    full = False
+    relay = FakeRelay()
+    works = relay.session
+
+    def away() -> Any:
+        nonlocal full
+        full = True
+        raise TransientDeliveryError("away", stage="connect")
+
+    breaking(outbox, monkeypatch, lambda: full)
+    relay.session = away  # type: ignore[method-assign]
+    worker = worker_on(outbox, relay)
+    with pytest.raises(OutboxUnusable):
+        run(worker.deliver_due())
+    assert outbox.counts() == {"sending": 1, "queued": 2}
+
+    full = False
+    relay.session = works  # type: ignore[method-assign]
+    report = run(worker.deliver_due())
+    assert report.recovered == 0
+    assert outbox.counts() == {"relayed": 3}
+    assert all((one.attempts, one.maybe_doubled) == (1, False) for one in outbox.held())
 
 
 # Several processes

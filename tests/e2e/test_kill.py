@@ -65,11 +65,13 @@ class Killed:
     doubled: frozenset[str]
 
 
-async def one_round(folder: Path, count: int, lanes: int, step: int) -> Killed | None:
+async def one_round(
+    folder: Path, count: int, lanes: int, step: int, extensions: tuple[bytes, ...]
+) -> Killed | None:
     """Kill at one step and let the next run recover; None if the process got through."""
     place, log = folder / "outbox" / "outbox.sqlite3", folder / "step"
     wanted = submissions(count)
-    async with Relay() as relay:
+    async with Relay(extensions=extensions) as relay:
         child = _FORKS.Process(target=work, args=(place, relay.port, count, lanes, step, log))
         child.start()
         await asyncio.to_thread(child.join, 60)
@@ -127,15 +129,19 @@ async def one_round(folder: Path, count: int, lanes: int, step: int) -> Killed |
             return Killed(where, frozenset(doubled)) if where else None
 
 
-@pytest.mark.parametrize(("count", "lanes", "fewest"), [(4, 1, 150), (6, 3, 150)])
+@pytest.mark.parametrize(
+    ("count", "lanes", "extensions", "fewest"),
+    [(4, 1, (b"SIZE",), 130), (6, 3, (b"SIZE", b"PIPELINING"), 130)],
+    ids=["one lane, one command at a time", "three lanes, pipelined"],
+)
 def test_a_kill_at_any_step_loses_nothing_and_doubles_nothing_unawares(
-    tmp_path: Path, count: int, lanes: int, fewest: int
+    tmp_path: Path, count: int, lanes: int, extensions: tuple[bytes, ...], fewest: int
 ) -> None:
     async def every_step() -> list[Killed]:
         rounds: list[Killed] = []
         folder = tmp_path / "0"
         folder.mkdir()
-        while killed := await one_round(folder, count, lanes, len(rounds) + 1):
+        while killed := await one_round(folder, count, lanes, len(rounds) + 1, extensions):
             rounds.append(killed)
             folder = tmp_path / str(len(rounds))
             folder.mkdir()
@@ -147,7 +153,7 @@ def test_a_kill_at_any_step_loses_nothing_and_doubles_nothing_unawares(
     places = {one.where for one in rounds}
     for must in (
         "after BEGIN IMMEDIATE", "before COMMIT", "after COMMIT", "after INSERT INTO message",
-        "before writing MAIL", "after writing DATA", "before writing the dot",
+        "before writing MAIL", "after writing MAIL", "before writing the dot",
         "after writing the dot", "after UPDATE attempt SET", "after UPDATE message SET",
         "after INSERT INTO audit",
     ):  # fmt: skip

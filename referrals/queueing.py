@@ -1,0 +1,104 @@
+"""What an outbox takes and tells: messages queued, claimed and held, and their attempts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import TYPE_CHECKING
+
+from referrals.delivery import DeliveryStatus, Outgoing, Reply
+
+if TYPE_CHECKING:
+    from referrals.errors import DeliveryError
+
+
+@dataclass(frozen=True)
+class Queued:
+    """`new` is false where the same referral was queued before; then nothing was changed."""
+
+    id: int
+    new: bool
+    status: DeliveryStatus
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A message that is ours to attempt until the lease ends.
+
+    `status` and `due_at` are what it had before, and has again if it is released untried.
+    """
+
+    id: int
+    attempt: int
+    case_reference: str
+    agency: str
+    outgoing: Outgoing
+    sha256: str
+    status: DeliveryStatus
+    due_at: datetime
+    failures: int
+    queued_at: datetime
+    trying_since: datetime
+    maybe_doubled: bool
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether these are still the bytes that were queued."""
+        return hashlib.sha256(self.outgoing.content).hexdigest() == self.sha256
+
+
+@dataclass(frozen=True)
+class NotYet:
+    """A message is due, but the pace allows none before this time."""
+
+    until: datetime
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attempt came to. `status` is relayed, delayed, failed or uncertain."""
+
+    status: DeliveryStatus
+    relay: str
+    stage: str = ""
+    reply: Reply | None = None
+    words: str = ""
+    fault: DeliveryError | None = field(default=None, repr=False)
+    """The error behind it, for whoever waits for this very message; not kept."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+    stage: str | None
+    code: int | None
+    enhanced: str | None
+    words: str | None
+    relay: str | None
+
+
+@dataclass(frozen=True)
+class Held:
+    """A message in the outbox, without its content."""
+
+    id: int
+    reference: str
+    case_reference: str
+    intervention: str
+    agency: str
+    recipient: str
+    message_id: str
+    sha256: str
+    size: int
+    status: DeliveryStatus
+    queued_at: datetime
+    due_at: datetime | None
+    attempts: int
+    maybe_doubled: bool
+    relayed_at: datetime | None
+    acknowledge_by: date
+    acknowledged_on: date | None
+    purged_at: datetime | None

@@ -1,0 +1,94 @@
+-- Version 1. Times are UTC, in whole microseconds since 1970: they sort and index as they are.
+
+CREATE TABLE message (
+    id              INTEGER PRIMARY KEY,
+    reference       TEXT    NOT NULL,
+    case_reference  TEXT    NOT NULL,
+    intervention    TEXT    NOT NULL,
+    agency          TEXT    NOT NULL,
+    content_key     TEXT    NOT NULL UNIQUE,   -- the same referral queued twice is one
+    sender          TEXT    NOT NULL,          -- empty once the content is forgotten
+    recipient       TEXT    NOT NULL,
+    message_id      TEXT    NOT NULL,
+    sha256          TEXT    NOT NULL,
+    size            INTEGER NOT NULL,
+    queued_at       INTEGER NOT NULL,
+    trying_since    INTEGER NOT NULL,          -- since the first attempt, or the first after `retry`
+    status          TEXT    NOT NULL,
+    due_at          INTEGER,                   -- null: nothing is to be done with it
+    lease_until     INTEGER,
+    lease_owner     TEXT,
+    attempts        INTEGER NOT NULL DEFAULT 0,
+    failures        INTEGER NOT NULL DEFAULT 0,
+    maybe_doubled   INTEGER NOT NULL DEFAULT 0,
+    relayed_at      INTEGER,
+    acknowledge_by  TEXT    NOT NULL,
+    acknowledged_on TEXT,
+    purged_at       INTEGER
+) STRICT;
+
+CREATE INDEX message_due ON message (agency, due_at, id) WHERE due_at IS NOT NULL;
+CREATE INDEX message_next ON message (due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX message_leased ON message (lease_until) WHERE lease_until IS NOT NULL;
+CREATE INDEX message_status ON message (status, id);
+CREATE INDEX message_reference ON message (reference);
+CREATE INDEX message_case ON message (case_reference);
+
+-- The bytes lie apart, so that a change of status does not write them again.
+CREATE TABLE content (
+    message INTEGER PRIMARY KEY REFERENCES message (id),
+    octets  BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE attempt (
+    id         INTEGER PRIMARY KEY,
+    message    INTEGER NOT NULL REFERENCES message (id),
+    started_at INTEGER NOT NULL,
+    ended_at   INTEGER,
+    outcome    TEXT,                           -- null while it runs, or if its process died
+    stage      TEXT,
+    code       INTEGER,
+    enhanced   TEXT,
+    words      TEXT,
+    relay      TEXT
+) STRICT;
+
+CREATE INDEX attempt_message ON attempt (message, id);
+
+CREATE TABLE audit (
+    number         INTEGER PRIMARY KEY,
+    at             TEXT NOT NULL,
+    actor          TEXT NOT NULL,
+    action         TEXT NOT NULL,
+    reference      TEXT NOT NULL,
+    case_reference TEXT NOT NULL,
+    detail         TEXT NOT NULL,
+    before         TEXT NOT NULL,
+    hash           TEXT NOT NULL
+) STRICT;
+
+CREATE INDEX audit_case ON audit (case_reference);
+
+CREATE TRIGGER content_is_immutable BEFORE UPDATE ON content
+BEGIN SELECT RAISE(ABORT, 'queued bytes are immutable'); END;
+
+CREATE TRIGGER content_is_kept_while_it_waits BEFORE DELETE ON content
+WHEN EXISTS (SELECT 1 FROM message WHERE id = OLD.message
+             AND (due_at IS NOT NULL OR lease_until IS NOT NULL))
+BEGIN SELECT RAISE(ABORT, 'this message waits for the relay'); END;
+
+CREATE TRIGGER message_is_immutable
+BEFORE UPDATE OF id, reference, recipient, message_id, sha256, size, queued_at ON message
+BEGIN SELECT RAISE(ABORT, 'what was queued is immutable'); END;
+
+CREATE TRIGGER sender_is_immutable BEFORE UPDATE OF sender ON message WHEN NEW.sender <> ''
+BEGIN SELECT RAISE(ABORT, 'what was queued is immutable'); END;
+
+CREATE TRIGGER message_is_not_deleted BEFORE DELETE ON message
+BEGIN SELECT RAISE(ABORT, 'a message is never deleted'); END;
+
+CREATE TRIGGER audit_is_not_altered BEFORE UPDATE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+
+CREATE TRIGGER audit_is_not_shortened BEFORE DELETE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
