@@ -164,7 +164,8 @@ def test_deliver_purges_once_a_day_unless_it_is_switched_off(
     noted = [
         one for one in referrals("audit", "list", "--json").json if one["action"] == "retention"
     ]
-    assert [one["detail"]["messages"] for one in noted] == [0, 0, 1, 0], "the first with what was sent"
+    forgotten = [one["detail"]["messages"] for one in noted]
+    assert forgotten == [0, 0, 1, 0], "the first with what was sent"
 
 
 def test_a_purge_that_fails_keeps_nobody_from_delivering(
