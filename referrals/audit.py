@@ -12,7 +12,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
@@ -62,7 +62,7 @@ class Entry:
 
     def true_hash(self) -> str:
         """What `hash` has to be: SHA-256 over a JSON list of the rest, in ASCII, no blanks."""
-        whole = [
+        return _hash_of(
             self.number,
             self.moment,
             self.actor,
@@ -71,9 +71,15 @@ class Entry:
             self.case_reference,
             self.facts,
             self.before,
-        ]
-        text = json.dumps(whole, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(text.encode("ascii")).hexdigest()
+        )
+
+
+_text = json.JSONEncoder(separators=(",", ":")).encode
+_sorted = json.JSONEncoder(sort_keys=True).encode
+
+
+def _hash_of(*whole: Any) -> str:
+    return hashlib.sha256(_text(whole).encode("ascii")).hexdigest()
 
 
 def new_entry(
@@ -88,18 +94,9 @@ def new_entry(
     detail: Mapping[str, Any],
 ) -> Entry:
     """The entry that follows the one with number `number - 1` and hash `before`."""
-    entry = Entry(
-        number=number,
-        moment=at.astimezone(UTC).isoformat(),
-        actor=actor,
-        action=action,
-        reference=reference,
-        case_reference=case_reference,
-        facts=json.dumps(detail, sort_keys=True),
-        before=before,
-        hash="",
-    )
-    return replace(entry, hash=entry.true_hash())
+    moment = at.astimezone(UTC).isoformat()
+    whole = (number, moment, actor, action, reference, case_reference, _sorted(detail), before)
+    return Entry(*whole, _hash_of(*whole))
 
 
 @dataclass(frozen=True)

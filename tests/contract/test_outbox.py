@@ -13,6 +13,7 @@ import sqlite3
 import stat
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -1162,6 +1163,55 @@ def test_closing_finishes_what_was_asked_and_refuses_the_rest(file: Path) -> Non
     assert all(one.result(0)[0].new for one in asked)
     with SqliteOutbox.open(file, "me") as again:
         assert again.counts() == {"queued": 20}
+
+
+def test_a_coroutine_that_waits_for_another_process_does_not_hold_up_its_loop(file: Path) -> None:
+    async def scenario(outbox: SqliteOutbox) -> Claimed | NotYet | None:
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            task = asyncio.ensure_future(outbox.claim("me", NOW, LEASE))
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+                assert not task.done()
+            other.execute("ROLLBACK")
+        return await task
+
+    with SqliteOutbox.open(file, "me") as outbox:
+        outbox.queue([submission()], NOW)
+        assert isinstance(run(scenario(outbox)), Claimed)
+
+
+def test_a_coroutine_is_told_of_a_lock_that_does_not_end(file: Path) -> None:
+    with (
+        SqliteOutbox.open(file, "me", patience_s=0.05) as outbox,
+        contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OutboxUnusable, match="keeps it locked"):
+            claim(outbox)
+        other.execute("ROLLBACK")
+        assert claim(outbox) is None
+
+
+def test_what_a_coroutine_asked_for_is_done_though_its_loop_has_ended(file: Path) -> None:
+    outbox = SqliteOutbox.open(file, "me")
+    outbox.queue([submission()], NOW)
+    mine = claimed(outbox)
+    release = blocked(outbox)
+
+    async def scenario() -> None:
+        task = asyncio.ensure_future(outbox.record(mine, "me", RELAYED, NOW, POLICY))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(scenario())
+    release.set()
+    until = time.monotonic() + 10
+    while only(outbox).status is not DeliveryStatus.RELAYED:  # and nobody asks for anything more
+        assert time.monotonic() < until
+    outbox.close()
 
 
 # SQLite: the file
