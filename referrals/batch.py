@@ -5,8 +5,8 @@ that it has answers for. What is kept of a row is its number and a few small num
 a file of any length can be checked.
 
 What is to be made of a row is made in the same look at it, since that takes most of the time and
-can be shared out over the processors. It waits in a file without a name until every row was seen:
-if one is wrong, or we are stopped, it vanishes.
+can be shared out over the processors. It waits in files without a name (drafts: under hidden ones,
+see `drafts.Staging`) until every row was seen: if one is wrong, or we are stopped, it vanishes.
 """
 
 from __future__ import annotations

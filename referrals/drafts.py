@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
 import re
 import secrets
+import threading
 import time
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +20,8 @@ from referrals.errors import DraftChanged, DraftUnwritable
 
 _STALE_AFTER_S = 3600.0
 _MOST_TRIES = 100
+_FLUSH_EVERY_S = 0.5
+_WRITING = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP}  # some network file systems sync files only
 
@@ -61,22 +66,91 @@ def save_drafts(
     Raises:
         DraftUnwritable: the system says no; none of these is left behind.
     """
-    try:
+    with _saying(folder, len(drafts)):
         _make_folder(folder)
         if sweep:
             _sweep(folder)
         with _Group(folder) as group:
             return group.save(drafts, beside)
+
+
+@contextmanager
+def _saying(folder: Path, count: int) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "the system says no"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         room = "Free some room, or choose" if full else "Choose"
         remedy = f"{room} another folder with --out"
-        what = "The draft" if len(drafts) == 1 else f"{len(drafts)} drafts"
-        of_it = "Nothing" if len(drafts) == 1 else "None of these"
+        what = "The draft" if count == 1 else f"{count} drafts" if count else "The drafts"
+        of_it = "Nothing" if count == 1 else "None of these"
         raise DraftUnwritable(
             f"{what} could not be saved in {folder}: {reason}. {of_it} was left there. {remedy}."
         ) from None
+
+
+class Staging:
+    """Many drafts: written at once, under hidden names, and given their own once all is right.
+
+    So the disk works while the next ones are made. What was not published is removed in the end;
+    what a killed process left is swept like any draft that was left half-way.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._token = secrets.token_hex(4)
+        self._made: list[Path] = []
+        self._ending = threading.Event()
+        self._flusher = threading.Thread(target=self._keep_flushing, daemon=True)
+
+    def __enter__(self) -> Self:
+        with _saying(self._folder, 0):
+            self._made = _make_folder(self._folder)
+            _sweep(self._folder)
+            self._handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._flusher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self._flusher.join()
+        os.close(self._handle)
+        with suppress(OSError):  # gone, or not ours any more: it is swept later
+            for left in self._folder.glob(f".*.{self._token}.referral-tmp"):
+                left.unlink(missing_ok=True)
+            for folder in reversed(self._made):
+                folder.rmdir()  # if nothing is in it
+
+    def _keep_flushing(self) -> None:
+        with suppress(OSError):  # `publish` meets the fault again, and says so
+            while not self._ending.wait(_FLUSH_EVERY_S) and _sync_file_system(self._handle):
+                pass
+
+    def put(self, name: str, content: bytes) -> str:
+        """Write one, from whichever process. Returns its name.
+
+        Two of one name are two rows for one referral, so that neither will be published.
+
+        Raises:
+            DraftUnwritable: the system says no.
+        """
+        with _saying(self._folder, 1):
+            handle = os.open(self._hidden(name), _WRITING | os.O_TRUNC, 0o600)
+            try:
+                while content:
+                    content = content[os.write(handle, content) :]
+            finally:
+                os.close(handle)
+        return name
+
+    def publish(self, names: Sequence[str], *, beside: bool = False) -> list[Draft | DraftChanged]:
+        """Give a few hundred of them their names, as `save_drafts` does."""
+        with _saying(self._folder, len(names)), _Group(self._folder) as group:
+            return group.adopt([(name, self._hidden(name)) for name in names], beside, self._handle)
+
+    def _hidden(self, name: str) -> str:
+        return _hidden(str(self._folder), name, self._token)
 
 
 class _Group:
@@ -87,42 +161,71 @@ class _Group:
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
-        self._handles: dict[str, int] = {}
+        self._handles: list[int] = []
+        self._temporary: list[str] = []
         self._named: list[str] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, fault: object, *_: object) -> None:
-        for temporary, handle in self._handles.items():
+        for handle in self._handles:
             os.close(handle)
+        # What might not last goes too, as we say that none was left.
+        for path in [*self._temporary, *(self._named if fault is not None else ())]:
             with suppress(FileNotFoundError):
-                os.unlink(temporary)  # noqa: PTH108
-        if fault is not None:
-            for path in self._named:
-                with suppress(FileNotFoundError):
-                    os.unlink(path)  # noqa: PTH108  # it might not last, and we say that none was left
+                os.unlink(path)  # noqa: PTH108
 
     def save(self, drafts: Sequence[tuple[str, bytes]], beside: bool) -> list[Draft | DraftChanged]:
-        placed = [_placed(self._folder, name, content, beside) for name, content in drafts]
-        written = [
-            (number, self._write(*drafts[number]))
+        """Write what is not there yet, and name it."""
+
+        def compared(content: bytes) -> Callable[[Path], bool]:
+            return lambda path: path.read_bytes() == content
+
+        wanted = [(name, compared(content)) for name, content in drafts]
+        placed = [_placed(self._folder, name, same, beside) for name, same in wanted]
+        written = {
+            number: self._write(*drafts[number])
             for number, place in enumerate(placed)
             if isinstance(place, Draft) and place.written
-        ]
-        _flush(self._handles.values())
-        for number, temporary in written:
-            placed[number] = self._name(temporary, placed[number], *drafts[number], beside)
-        if self._named:
-            _sync_folder(self._folder)
+        }
+        _flush(self._handles)
+        for number, temporary in written.items():
+            placed[number] = self._name(temporary, placed[number], *wanted[number], beside)
+        self._sync()
         return placed
 
+    def adopt(
+        self, drafts: Sequence[tuple[str, str]], beside: bool, folder: int
+    ) -> list[Draft | DraftChanged]:
+        """Name what was written already, by name and hidden path.
+
+        Args:
+            folder: its handle, opened before they were written.
+        """
+        self._temporary += (temporary for _, temporary in drafts)
+        if not _sync_file_system(folder):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._handles += (os.open(temporary, flags) for temporary in self._temporary)
+            for handle in self._handles:
+                os.fsync(handle)
+        placed = []
+        for name, temporary in drafts:
+            same = partial(filecmp.cmp, temporary, shallow=False)
+            place = _placed(self._folder, name, same, beside)
+            placed.append(self._name(temporary, place, name, same, beside))
+        self._sync()
+        return placed
+
+    def _sync(self) -> None:
+        if self._named:
+            _sync_folder(self._folder)
+
     def _write(self, name: str, content: bytes) -> str:
-        stem = name.removesuffix(".eml")
-        temporary = f"{self._folder}/.{stem}.{secrets.token_hex(4)}.referral-tmp"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        handle = os.open(temporary, flags, 0o600)
-        self._handles[temporary] = handle
+        temporary = _hidden(self._folder, name, secrets.token_hex(4))
+        handle = os.open(temporary, _WRITING | os.O_EXCL, 0o600)
+        self._temporary.append(temporary)
+        self._handles.append(handle)
         while content:
             content = content[os.write(handle, content) :]
         return temporary
@@ -132,7 +235,7 @@ class _Group:
         temporary: str,
         place: Draft | DraftChanged,
         name: str,
-        content: bytes,
+        same: Callable[[Path], bool],
         beside: bool,
     ) -> Draft | DraftChanged:
         for _ in range(_MOST_TRIES):
@@ -143,11 +246,15 @@ class _Group:
                 _name(temporary, path)
             except FileExistsError:
                 # Somebody else took the name just now: look at what they wrote.
-                place = _placed(self._folder, name, content, beside)
+                place = _placed(self._folder, name, same, beside)
                 continue
             self._named.append(path)
             return place
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+
+def _hidden(folder: str, name: str, token: str) -> str:
+    return f"{folder}/.{name.removesuffix('.eml')}.{token}.referral-tmp"
 
 
 def drafts_folder(outbox: Path) -> Path:
@@ -164,19 +271,24 @@ def drafts_folder(outbox: Path) -> Path:
     return folder
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path) -> list[Path]:
+    """Returns those that were made, the outermost first."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     for parent in reversed(missing):
         parent.mkdir(mode=0o700, exist_ok=True)
+    return missing[::-1]
 
 
-def _placed(folder: str, name: str, content: bytes, beside: bool) -> Draft | DraftChanged:
+def _placed(
+    folder: str, name: str, same: Callable[[Path], bool], beside: bool
+) -> Draft | DraftChanged:
     """Where to write it; or where the same bytes are already, or why it has no place."""
     path = f"{folder}/{name}"
     number = 2
     while os.path.lexists(path):
-        if Path(path).is_file() and Path(path).read_bytes() == content:
-            return Draft(Path(path), written=False)
+        there = Path(path)
+        if there.is_file() and same(there):
+            return Draft(there, written=False)
         if not beside:
             return DraftChanged(
                 f"{path} is there already and differs: it was edited, or the case or the day has "
@@ -188,9 +300,9 @@ def _placed(folder: str, name: str, content: bytes, beside: bool) -> Draft | Dra
     return Draft(Path(path), written=True)
 
 
-def _flush(handles: Collection[int]) -> None:
+def _flush(handles: Sequence[int]) -> None:
     """Wait until files are on the disk: of many, once for all of them where the system can."""
-    if len(handles) > 1 and _sync_file_system(next(iter(handles))):
+    if len(handles) > 1 and _sync_file_system(handles[0]):
         return
     for handle in handles:
         os.fsync(handle)

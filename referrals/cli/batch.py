@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,7 @@ from referrals.errors import (
 
 if TYPE_CHECKING:
     from referrals.batch import Made, Make, RowError, Survey
+    from referrals.drafts import Staging
     from referrals.row_files import RowFile
     from referrals.service import Service
     from referrals.settings import RelaySettings, Settings
@@ -104,7 +105,7 @@ def batch_command(
     from referrals.batch import Made, Survey, check_addresses
     from referrals.bootstrap import build_service
     from referrals.cli.relay import configured_relay
-    from referrals.drafts import drafts_folder
+    from referrals.drafts import Staging, drafts_folder
     from referrals.row_files import open_rows
     from referrals.settings_sources import read_settings
 
@@ -131,9 +132,16 @@ def batch_command(
     folder = Path(out) if out else drafts_folder(settings.outbox)
     job = _Job(rows, using, settings, _Progress(as_json=as_json), Survey())
 
-    acting = draft or send
-    with Made(settings.outbox if send else folder) if acting else nullcontext() as made:
-        make = _submission(using) if send else _draft(using) if draft else None
+    with ExitStack() as working:
+        make: Make | None = None
+        made = staging = None
+        if send:
+            make = _submission(using)
+        elif draft:
+            staging = working.enter_context(Staging(folder))
+            make = _draft(using, staging)
+        if make is not None:
+            made = working.enter_context(Made(settings.outbox if send else folder))
         shown = _check(job, errors, make, made, submitting=send, despite=skip_invalid)
         seen = job.seen
         result: dict[str, Any] = {
@@ -163,9 +171,9 @@ def batch_command(
             result["skipped"] = str(skipped)
             if not as_json:
                 click.echo(f"{_rows(len(seen.wrong))} left out, written to {skipped}.")
-        if relay is None:
-            code = _save(job, made, folder, result, beside=beside)
-        else:
+        if staging is not None:
+            code = _publish(job, made, staging, result, folder, beside=beside)
+        elif relay is not None:
             code = _send(job, made, relay, result)
     code = code or (3 if seen.wrong else 0)
     if as_json:
@@ -200,8 +208,8 @@ class _Job:
                     step()
 
 
-def _draft(using: Service) -> Make:
-    return lambda referral: (referral.file_name, using.draft(referral))
+def _draft(using: Service, staging: Staging) -> Make:
+    return lambda referral: staging.put(referral.file_name, using.draft(referral))
 
 
 def _submission(using: Service) -> Make:
@@ -348,15 +356,15 @@ def _agencies_json(seen: Survey, using: Service) -> list[dict[str, Any]]:
 # Drafting and sending
 
 
-def _save(job: _Job, made: Made, folder: Path, result: dict[str, Any], *, beside: bool) -> int:
-    """Save each; one that somebody edited does not keep the others from being saved."""
-    from referrals.drafts import save_drafts
-
+def _publish(
+    job: _Job, made: Made, staging: Staging, result: dict[str, Any], folder: Path, *, beside: bool
+) -> int:
+    """Give each its name; one that somebody edited does not keep the others from theirs."""
     written = unchanged = 0
     faults: list[ReferralsError] = []
     for group in job.groups(made, "Drafting"):
         try:
-            saved = save_drafts(folder, group, beside=beside, sweep=written + unchanged == 0)
+            saved = staging.publish(group, beside=beside)
         except DraftError as error:
             faults.append(error)  # a full disk is full for the others too
             break

@@ -149,6 +149,7 @@ def test_while_a_row_is_wrong_nothing_is_made(
 
     assert done.code == 3
     assert (relay.connections, made()) == (0, [])
+    assert not list(Path("outbox").rglob("*.referral-tmp"))
     assert CANARY not in done.said
     if as_json:
         assert {(one["row"], one["where"], one["code"]) for one in done.json["errors"]} == {

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from referrals import drafts
-from referrals.drafts import Draft, drafts_folder, save_draft, save_drafts
+from referrals.drafts import Draft, Staging, drafts_folder, save_draft, save_drafts
 from referrals.errors import DraftChanged, DraftError, DraftUnwritable
 
 NAME = "X3FF-P9K4-LH2Z-mediation.eml"
@@ -227,6 +227,76 @@ def test_several_are_waited_for_once_or_each(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(drafts, "_linux", lambda: (5, 4))
     save_drafts(folder, [(f"x{name}", content) for name, content in SEVERAL])
     assert len(calls) == 1 + len(SEVERAL) + 1
+
+
+def test_staged_drafts_get_their_names_once_all_is_right(folder: Path) -> None:
+    with Staging(folder) as staging:
+        names = [staging.put(name, content) for name, content in SEVERAL]
+        assert list(folder.glob("[!.]*")) == []
+        assert {mode(path) for path in folder.iterdir()} == {0o600}
+        assert staging.publish(names[:4]) == [Draft(folder / n, True) for n in names[:4]]
+        assert staging.publish(names[4:]) == [Draft(folder / n, True) for n in names[4:]]
+
+    assert contents(folder) == dict(SEVERAL)
+
+
+def test_staged_drafts_meet_what_is_there_like_any_other(folder: Path) -> None:
+    (same, _), (other, _) = SEVERAL[:2]
+    save_drafts(folder, [SEVERAL[0], (other, b"edited\r\n")])
+    for beside in (False, True):
+        with Staging(folder) as staging:
+            names = [staging.put(name, content) for name, content in SEVERAL[:2]]
+            first, second = staging.publish(names, beside=beside)
+        assert first == Draft(folder / same, written=False)
+        if beside:
+            assert second == Draft(folder / f"{other.removesuffix('.eml')}-2.eml", written=True)
+        else:
+            assert isinstance(second, DraftChanged)
+            assert inside(folder) == sorted([same, other])
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_is_not_published_leaves_nothing(folder: Path, there: bool) -> None:
+    if there:
+        save_drafts(folder, SEVERAL[:1])
+
+    def interrupted() -> None:
+        with Staging(folder) as staging:
+            for name, content in SEVERAL:
+                staging.put(name, content)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+    assert not there or contents(folder) == dict(SEVERAL[:1])
+    assert folder.parent.exists() is there, "folders that were made for it go as well"
+
+
+@pytest.mark.parametrize("synced_at_once", [True, False])
+def test_a_fault_in_publishing_leaves_none_of_the_group(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, synced_at_once: bool
+) -> None:
+    monkeypatch.setattr(drafts, "_linux", lambda: (5, 8) if synced_at_once else (5, 7))
+    with Staging(folder) as staging:
+        names = [staging.put(name, content) for name, content in SEVERAL]
+        staging.publish(names[:2])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "link", refusing(os.link, errno.EIO, on_call=3))
+            with pytest.raises(DraftUnwritable, match="None of these was left there"):
+                staging.publish(names[2:])
+
+    assert contents(folder) == dict(SEVERAL[:2])
+
+
+def test_a_full_disk_is_said_when_a_draft_is_staged(folder: Path) -> None:
+    with (
+        Staging(folder) as staging,
+        small_files(),
+        pytest.raises(DraftUnwritable, match="Nothing was left there"),
+    ):
+        staging.put(NAME, CONTENT)
+    assert not folder.exists()
 
 
 # What the system refuses
