@@ -125,6 +125,7 @@ def _arrive(work: Callable[[Any], Any], parent: int, arrived: Any) -> None:
     gc.freeze()  # what is there stays shared: the collector would write to every page of it
     _at_work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # A child must not outlive a parent that is killed: nobody would end it.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

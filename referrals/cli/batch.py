@@ -8,6 +8,7 @@ import filecmp
 import gc
 import os
 import secrets
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -138,6 +139,7 @@ def batch_command(
         if send:
             make = _submission(using)
         elif draft:
+            working.enter_context(_ended_by_sigterm())
             staging = working.enter_context(Staging(folder))
             make = _draft(using, staging)
         if make is not None:
@@ -180,6 +182,20 @@ def batch_command(
         print_json(result | {"ok": code == 0})
     if code:
         raise click.exceptions.Exit(code)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends us as Ctrl-C does: what was not published is removed first."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _rows(count: int) -> str:

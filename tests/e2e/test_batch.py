@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from email import message_from_bytes
 from email.policy import default
@@ -457,6 +458,27 @@ def test_killed_between_groups_it_goes_on_and_doubles_nothing(
     assert sorted(found[0] for found in told if found) == sorted(
         f"Person {number}.".encode() for number in range(1, 51)
     )
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_batch_that_is_stopped_leaves_no_draft_half_way(
+    cells: dict[str, str], home: Path, how: signal.Signals
+) -> None:
+    write(rows_of(cells, 3_000))
+    drafting = subprocess.Popen(
+        [sys.executable, "-m", "referrals", "batch", "cases.csv", "--draft", "--out", "drafts"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 30
+    while not list(Path().glob("drafts/.*")) and time.monotonic() < until:
+        time.sleep(0.01)
+    drafting.send_signal(how)
+    said = drafting.communicate(timeout=30)[1]
+
+    assert drafting.returncode == 130
+    assert said.endswith("Stopped.\n")
+    assert not Path("drafts").exists()
 
 
 def test_a_relay_out_of_reach_keeps_all_in_the_queue(
