@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from referrals.drafts import sync_folder
 from referrals.errors import DraftUnwritable
 
 _PRIVATE_FILE = 0o100600 << 16  # the mode's place in a zip (APPNOTE 4.4.15, Unix)
@@ -38,7 +39,7 @@ def export_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             _write(temporary / name, content)
         for made in inner:
-            _sync_folder(made)
+            sync_folder(made)
         temporary.rename(folder)  # over an empty folder at most
 
     _whole(folder, write)
@@ -77,7 +78,7 @@ def _whole(place: Path, write: Callable[[Path], None]) -> None:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             write(temporary)
-            _sync_folder(place.parent)
+            sync_folder(place.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.unlink(missing_ok=True)
@@ -99,14 +100,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some network file systems
-            raise
-    finally:
-        os.close(handle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import filecmp
 import os
 import re
 import secrets
@@ -51,7 +50,7 @@ def save_draft(folder: Path, name: str, content: bytes, *, beside: bool = False)
 
 
 def save_drafts(
-    folder: Path, drafts: Sequence[tuple[str, bytes]], *, beside: bool = False, sweep: bool = True
+    folder: Path, drafts: Sequence[tuple[str, bytes]], *, beside: bool = False
 ) -> list[Draft | DraftChanged]:
     """Put several into a folder, waiting for the disk once; a name that is taken stops no other.
 
@@ -61,15 +60,13 @@ def save_drafts(
 
     Args:
         drafts: name and content of each; a few hundred at most, as all are open at once.
-        sweep: look for what was left half-way; of many calls, the first one's look is enough.
 
     Raises:
         DraftUnwritable: the system says no; none of these is left behind.
     """
     with _saying(folder, len(drafts)):
         _make_folder(folder)
-        if sweep:
-            _sweep(folder)
+        _sweep(folder)
         with _Group(folder) as group:
             return group.save(drafts, beside)
 
@@ -209,6 +206,8 @@ class _Group:
             self._handles += (os.open(temporary, flags) for temporary in self._temporary)
             for handle in self._handles:
                 os.fsync(handle)
+        import filecmp
+
         placed = []
         for name, temporary in drafts:
             same = partial(filecmp.cmp, temporary, shallow=False)
@@ -219,7 +218,7 @@ class _Group:
 
     def _sync(self) -> None:
         if self._named:
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
 
     def _write(self, name: str, content: bytes) -> str:
         temporary = _hidden(self._folder, name, secrets.token_hex(4))
@@ -341,7 +340,8 @@ def _name(temporary: str, path: str) -> None:
         os.rename(temporary, path)  # noqa: PTH104  # a file system without links, such as a memory stick's
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str | Path) -> None:
+    """Wait until the names in a folder are on the disk, where its file system can be asked to."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

@@ -175,7 +175,7 @@ def export_command(case_reference: str, out: Path, as_json: bool) -> None:
     with open_outbox(settings) as outbox:
         found = outbox.held(case_reference=case_reference, limit=_EVERY)
         entries = list(outbox.audit(case_reference))
-        beside = files_of(settings.outbox, case_reference, _interventions(found))
+        beside = files_of(settings.outbox, case_reference, _interventions(found, settings))
         if not found and not entries and not beside:
             raise NotInOutbox(f"Nothing of {case_reference} is in the outbox.")
         attempts = {one.id: outbox.attempts(one.id) for one in found}
@@ -220,13 +220,12 @@ def _message_file(held: Held) -> str:
     return f"messages/{held.reference}-{held.intervention}-{held.id}.eml"
 
 
-def _interventions(found: list[Held]) -> set[str]:
+def _interventions(found: list[Held], settings: Settings) -> set[str]:
     """Those that the case was referred to, and all of the directory if it can be read."""
     from referrals.directory_files import read_directory
     from referrals.errors import ConfigurationError
     from referrals.settings_sources import config_folder, templates_folder
 
-    settings = read_settings()
     known = {one.intervention for one in found}
     try:
         directory = read_directory(config_folder(settings), templates_folder(settings))
@@ -289,7 +288,7 @@ def erase_command(case_reference: str, yes: bool, as_json: bool) -> None:
     case_reference = case_reference.upper()
     with open_outbox(settings) as outbox:
         found = outbox.held(case_reference=case_reference, limit=_EVERY)
-        beside = files_of(settings.outbox, case_reference, _interventions(found))
+        beside = files_of(settings.outbox, case_reference, _interventions(found, settings))
         if not found and not beside:
             raise NotInOutbox(f"Nothing of {case_reference} is in the outbox.")
         whole = [one for one in found if one.purged_at is None]

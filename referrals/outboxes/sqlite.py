@@ -372,12 +372,7 @@ class SqliteOutbox(SqliteRetention):
         is_gone: Callable[[str], bool] = lambda _: False,
         hold_uncertain: bool = False,
     ) -> int:
-        """Take back messages whose lease has ended or whose owner is gone.
-
-        Whoever had them died while submitting: the relay may or may not hold them, so they are
-        uncertain, and due at once. One that this befalls again waits longer each time, as after a
-        failure: it may be what kills its process. Returns how many there were.
-        """
+        """See `ports.Deliveries`."""
         return await self._await(lambda db: self._recover(db, now, policy, is_gone, hold_uncertain))
 
     def _recover(
