@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 
-from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from referrals.delivery import DeliveryStatus
 from referrals.directory import Directory
-from referrals.directory_files import TEMPLATE_PARTS
 from referrals.errors import ConfigurationError, MessageRefused, Problem
 from referrals.message import LONGEST_SUBJECT, Sender, compose_draft
 from referrals.queueing import Held
 from referrals.reminder import FOLDER, reminder_letter
-from referrals.rendering import Letter, shown, template_problem
-from referrals.template_check import Page, unsafe_parts
+from referrals.rendering import Letter, shown
+from referrals.template_check import Page, parsed_parts, unsafe_parts
 
 _QUEUED = datetime(1901, 2, 3, 12, tzinfo=UTC)
 _RELAYED = datetime(1902, 3, 4, 12, tzinfo=UTC)
@@ -36,14 +34,9 @@ def check_reminder(directory: Directory, templates: ImmutableSandboxedEnvironmen
 
 
 def _read_statically(templates: ImmutableSandboxedEnvironment) -> Iterator[Problem]:
-    for part in TEMPLATE_PARTS:
-        name = f"{FOLDER}/{part}"
-        assert templates.loader is not None  # noqa: S101 - `environment` always sets one
-        try:
-            source = templates.loader.get_source(templates, name)[0]
-            tree = templates.parse(source, name)
-        except TemplateError as error:
-            yield template_problem(name, error)
+    for name, tree in parsed_parts(templates, FOLDER):
+        if isinstance(tree, Problem):
+            yield tree
         else:
             yield from unsafe_parts(name, tree)
 

@@ -29,6 +29,7 @@ from referrals.directory import Intervention, Question
 from referrals.eligibility import Assessment
 from referrals.errors import ConfigurationError, Problem
 from referrals.rules import Answer
+from referrals.texts import day_words
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,16 @@ def shown(value: Any) -> Any:
     if kind is str or kind is Markup:
         return value
     if kind is date:
-        return _long_day(value)
+        return day_words(value)
     match value:
         case None:
             raise TemplateError("An absent value was printed: guard it with `if`.")
         case bool():
             return "Yes" if value else "No"
         case datetime():
-            return f"{value:%H:%M} on {_long_day(value)}"
+            return f"{value:%H:%M} on {day_words(value)}"
         case date():
-            return _long_day(value)
+            return day_words(value)
         case Enum():
             return _WORDS[str(value.value)]
         case tuple() | list():
@@ -119,15 +120,6 @@ def shown(value: Any) -> Any:
             return str(value)
         case _:
             return value
-
-
-# Not strftime's, which speaks the machine's language.
-_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September",
-           "October", "November", "December")  # fmt: skip
-
-
-def _long_day(day: date) -> str:
-    return f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
 
 
 _TO_ESCAPE = re.compile("[&<>\"'\n]")

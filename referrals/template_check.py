@@ -105,20 +105,30 @@ def check_intervention(
 # By reading
 
 
-def _read_statically(
-    intervention: Intervention, templates: ImmutableSandboxedEnvironment
-) -> Iterator[Problem]:
-    declared = _declared_tree(intervention)
+def parsed_parts(
+    templates: ImmutableSandboxedEnvironment, folder: str
+) -> Iterator[tuple[str, nodes.Template | Problem]]:
+    """Each part of a letter by its name, or what is wrong with its form."""
+    assert templates.loader is not None  # noqa: S101 - `environment` always sets one
     for part in TEMPLATE_PARTS:
-        name = f"{intervention.template}/{part}"
-        assert templates.loader is not None  # noqa: S101 - `environment` always sets one
+        name = f"{folder}/{part}"
         try:
             source = templates.loader.get_source(templates, name)[0]
             tree = templates.parse(source, name)
             templates.compile(source, name)  # finds filters that there are not
         except TemplateError as error:
-            problem = template_problem(name, error)
-            yield Problem(problem.where, problem.what, problem.remedy, "syntax")
+            yield name, template_problem(name, error)
+        else:
+            yield name, tree
+
+
+def _read_statically(
+    intervention: Intervention, templates: ImmutableSandboxedEnvironment
+) -> Iterator[Problem]:
+    declared = _declared_tree(intervention)
+    for name, tree in parsed_parts(templates, intervention.template):
+        if isinstance(tree, Problem):
+            yield Problem(tree.where, tree.what, tree.remedy, "syntax")
             continue
         yield from unsafe_parts(name, tree)
         for chain, line in (*_bare_names(tree), *_chains(tree)):

@@ -98,6 +98,16 @@ def as_date(value: Any) -> date:
     raise fault("date", "is not a date.", "Write it as 2026-01-31 or 31/01/2026.")
 
 
+# Not strftime's, which speaks the machine's language.
+_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September",
+           "October", "November", "December")  # fmt: skip
+
+
+def day_words(day: date) -> str:
+    """`24 November 2026`"""
+    return f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
+
+
 def as_moment(value: Any) -> datetime:
     """A day and a time by the region's clock, to the minute, without an offset."""
     if isinstance(value, datetime) and value.tzinfo is None:

@@ -13,9 +13,10 @@ import click
 from referrals import bootstrap
 from referrals.bootstrap import open_outbox
 from referrals.cli.common import json_option, print_json
-from referrals.cli.held import counted, day_words, days_words, held_json
+from referrals.cli.held import counted, days_words, held_json
 from referrals.delivery import DeliveryStatus
 from referrals.errors import DraftError, NotInOutbox, NotPossibleNow
+from referrals.texts import day_words
 
 if TYPE_CHECKING:
     from referrals.directory import Directory

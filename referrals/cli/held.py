@@ -6,6 +6,7 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 from referrals.delivery import DeliveryStatus
+from referrals.texts import day_words
 
 if TYPE_CHECKING:
     from referrals.queueing import Attempt, Held
@@ -112,10 +113,6 @@ def next_step(held: Held, today: date) -> str:
             return f"wait for the answer, then `referrals ack {reference}`"
         case _:
             return "none: it was taken back"
-
-
-def day_words(day: date) -> str:
-    return f"{day.day} {day:%B %Y}"
 
 
 def moment_words(moment: datetime) -> str:

@@ -17,7 +17,6 @@ from referrals.cli.held import (
     attempt_json,
     attempt_words,
     counted,
-    day_words,
     days_words,
     held_json,
     moment_words,
@@ -26,6 +25,7 @@ from referrals.cli.held import (
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox, ReferralsError
 from referrals.settings_sources import read_settings
+from referrals.texts import day_words
 
 if TYPE_CHECKING:
     from referrals.audit import Entry

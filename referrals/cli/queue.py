@@ -19,7 +19,6 @@ from referrals.cli.held import (
     attempt_json,
     attempt_words,
     counted,
-    day_words,
     days_words,
     held_json,
     moment_words,
@@ -31,6 +30,7 @@ from referrals.cli.relay import configured_relay
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox
 from referrals.settings_sources import read_settings
+from referrals.texts import day_words
 
 if TYPE_CHECKING:
     from referrals.delivery import RetryPolicy
