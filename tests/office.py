@@ -42,29 +42,9 @@ class Office:
         self.outbox.queue(batch, self.now)
         self.queued += batch
 
-    def deliver(
-        self,
-        relay: Somewhere,
-        *,
-        lanes: int = 3,
-        timeout_s: float = 5.0,
-        final_wait_s: float = 10.0,
-        told: Callable[..., None] = lambda *_: None,
-        now: Callable[[], datetime] | None = None,
-        **options: Any,
-    ) -> Report:
-        return run(
-            self.delivering(
-                relay,
-                lanes=lanes,
-                timeout_s=timeout_s,
-                final_wait_s=final_wait_s,
-                told=told,
-                now=now,
-                **options,
-            ),
-            limit_s=60,
-        )
+    def deliver(self, relay: Somewhere, **how: Any) -> Report:
+        """As `delivering`."""
+        return run(self.delivering(relay, **how), limit_s=60)
 
     async def delivering(
         self,

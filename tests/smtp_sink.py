@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from pwd import getpwuid
-from types import TracebackType
 from typing import Self
 
 import pytest
@@ -87,12 +86,7 @@ class SmtpSink:
             raise AssertionError(f"smtp-sink {' '.join(self._options)} did not start")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()
         self._last = self.arrived
         shutil.rmtree(self._folder)

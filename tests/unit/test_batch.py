@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from referrals.samples import sample_case
 from referrals.service import Referral, Service
 from referrals.tables import Row
 from tests.conftest import TODAY
+from tests.rows import as_csv, rows_of
 
 CANARY = "Canary Quillfeather"
 
@@ -29,19 +28,6 @@ CANARY = "Canary Quillfeather"
 def cells(directory: Directory) -> dict[str, str]:
     """A row for mediation, by column."""
     return dict(flatten(sample_case(directory, ["mediation"], TODAY)))
-
-
-def rows_of(cells: Mapping[str, str], count: int, **changes: str) -> list[dict[str, str]]:
-    return [{**cells, "reference": f"CASE-{number}", **changes} for number in range(1, count + 1)]
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]], delimiter: str = ",", end: str = "\r\n") -> str:
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, delimiter=delimiter, lineterminator=end)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def errors_of(

@@ -26,6 +26,7 @@ from referrals.samples import sample_case
 from referrals.sheets import Workbook
 from referrals.tables import Row, as_cell_text, wanted_of
 from tests.conftest import TODAY
+from tests.rows import as_csv, rows_of
 from tests.workbooks import Book, Cell, boolean, error, formula, inline
 
 CANARY = "Canary Quillfeather"
@@ -42,19 +43,6 @@ def cells(directory: Directory) -> dict[str, str]:
 @pytest.fixture
 def book() -> Book:
     return Book()
-
-
-def rows_of(cells: Mapping[str, str], count: int, **changes: str) -> list[dict[str, str]]:
-    return [{**cells, "reference": f"CASE-{number}", **changes} for number in range(1, count + 1)]
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]], delimiter: str = ",", end: str = "\r\n") -> str:
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, delimiter=delimiter, lineterminator=end)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def as_workbook(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
