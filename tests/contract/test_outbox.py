@@ -34,6 +34,7 @@ from referrals.queueing import Claimed, Held, NotYet, Outcome, Queued
 from referrals.samples import sample_case
 from referrals.service import Service
 from tests.conftest import NOW, TODAY
+from tests.disks import mount_small, unmount
 from tests.peers import run
 from tests.queued import SENDER, submission, submissions
 
@@ -1575,27 +1576,17 @@ def test_a_kill_in_the_middle_of_it_leaves_one_version_or_the_other(file: Path) 
 @contextlib.contextmanager
 def small_disk(folder: Path, options: str) -> Iterator[Callable[[str], None]]:
     """A file system of its own; what is yielded mounts it again with other options."""
-    folder.mkdir()
-    mount = shutil.which("mount")
-    done = mount and subprocess.run(
-        [mount, "-t", "tmpfs", "-o", options, "tmpfs", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if not done or done.returncode:
-        if os.environ.get("CI"):
-            pytest.fail("mounting a small file system needs root")
-        pytest.skip("mounting a small file system needs root")
+    mount = mount_small(folder, options)
 
     def again(options: str) -> None:
         subprocess.run(
-            [str(mount), "-o", f"remount,{options}", str(folder)], check=True, capture_output=True
+            [mount, "-o", f"remount,{options}", str(folder)], check=True, capture_output=True
         )
 
     try:
         yield again
     finally:
-        subprocess.run(["umount", str(folder)], check=True, capture_output=True)
+        unmount(folder)
 
 
 def fill(outbox: SqliteOutbox, first: int) -> int:

@@ -7,7 +7,6 @@ same commands go on, nothing is lost, and nothing is doubled unawares.
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import subprocess
 import threading
@@ -27,6 +26,7 @@ from referrals.samples import sample_case
 from referrals.sink import Sink
 from tests.account import Wanted, check
 from tests.conftest import TODAY
+from tests.disks import mount_small, unmount
 from tests.e2e.conftest import REFERRALS, Beside, Command, RelayEnv
 from tests.e2e.test_batch import rows_of, write
 from tests.office import Office
@@ -47,20 +47,10 @@ class SmallDisk:
         self._size = size
 
     def mount(self) -> None:
-        self.folder.mkdir()
-        mount = shutil.which("mount")
-        done = mount and subprocess.run(
-            [mount, "-t", "tmpfs", "-o", f"size={self._size},mode=700", "tmpfs", self.folder],
-            capture_output=True,
-            check=False,
-        )
-        if not done or done.returncode:
-            if os.environ.get("CI"):
-                pytest.fail("mounting a small file system needs root")
-            pytest.skip("mounting a small file system needs root")
+        mount_small(self.folder, f"size={self._size},mode=700")
 
     def unmount(self) -> None:
-        subprocess.run(["umount", self.folder], check=True, capture_output=True)
+        unmount(self.folder)
 
     def fill(self, but: int = 0) -> None:
         """Leave room for so many bytes."""
