@@ -61,6 +61,8 @@ clean: ## remove what was made here; drafts and the outbox stay
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
+# --no-deps: a lock is complete, and an older pip, resolving pytest-cov's `coverage[toml]`, would take
+# a release newer than the locked one and then refuse it for having no hash.
 # The stamp comes last, so a .venv that was left half-made is made again from nothing.
 $(VENV)/.run $(VENV)/.dev: $(VENV)/.%: requirements/%.txt
 	@$(PYTHON) -c '' 2>/dev/null || { echo "make: no $(PYTHON) here. Debian: apt install python3 python3-venv; elsewhere: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -68,14 +70,14 @@ $(VENV)/.run $(VENV)/.dev: $(VENV)/.%: requirements/%.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments. Debian: apt install python3-venv" >&2; exit 1; }
 	@echo "Making $(VENV) from $<"
 	@"$(BASE_PYTHON)" -m venv --clear $(VENV)
-	@$(PIP) install --require-hashes --only-binary=:all: -r $<
+	@$(PIP) install --no-deps --require-hashes --only-binary=:all: -r $<
 	@printf '%s\n' "$$MADE_FOR" > $@
 
 # Other programs to be measured beside, which would not all go with what we are built on.
 $(PEERS)/.made: requirements/bench.txt
 	@echo "Making $(PEERS) from $<"
 	@"$(BASE_PYTHON)" -m venv --clear $(PEERS)
-	@$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes --only-binary=:all: -r $<
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --require-hashes --only-binary=:all: -r $<
 	@printf '%s\n' "$$MADE_FOR" > $@
 
 # The checkout itself, installed in place, with no build environment fetched for it.
