@@ -35,8 +35,11 @@ def build_service(settings: Settings) -> Service:
     return Service(directory, letters, settings.mail, now)
 
 
-def open_outbox(settings: Settings) -> SqliteOutbox:
+def open_outbox(settings: Settings, actor: str | None = None) -> SqliteOutbox:
     """The queue, opened; close it, or use it as a context manager.
+
+    Args:
+        actor: in whose name the audit records what is done; by default the system's user.
 
     Raises:
         OutboxUnusable: the system or SQLite says no.
@@ -45,10 +48,11 @@ def open_outbox(settings: Settings) -> SqliteOutbox:
 
     from referrals.outboxes.sqlite import SqliteOutbox
 
-    try:
-        actor = getpass.getuser()
-    except (KeyError, OSError):
-        actor = f"uid {os.getuid()}"
+    if actor is None:
+        try:
+            actor = getpass.getuser()
+        except (KeyError, OSError):
+            actor = f"uid {os.getuid()}"
     return SqliteOutbox.open(settings.outbox / "outbox.sqlite3", actor)
 
 

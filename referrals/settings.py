@@ -119,6 +119,74 @@ class DeliverySettings(_Part):
     purge: Purge = Purge.DAILY
 
 
+class Login(StrEnum):
+    """How the page knows who one is.
+
+    `none` is for a page that only this machine can reach. `accounts` are kept by us, with hashed
+    passwords; `oidc` leaves it to an OpenID Connect provider; `proxy` to a reverse proxy that
+    proves itself by a shared secret.
+    """
+
+    NONE = "none"
+    ACCOUNTS = "accounts"
+    OIDC = "oidc"
+    PROXY = "proxy"
+
+
+class WebSettings(_Part):
+    """The page, `referrals serve`.
+
+    `address` is what people type, such as https://referrals.council.example.com; without it, the
+    host and port listened on. It decides which hosts are answered and whether cookies are Secure.
+    """
+
+    host: str = Field("127.0.0.1", max_length=253, pattern=r"^[A-Za-z0-9.\-:]+$")
+    port: int = Field(8080, ge=0, le=65535)
+    address: str | None = Field(None, max_length=300, pattern=r"^https?://[A-Za-z0-9.\-\[\]:]+$")
+    login: Login = Login.NONE
+    idle_minutes: int = Field(30, ge=1, le=1_440)
+    longest_hours: int = Field(10, ge=1, le=168)
+    keep_progress_hours: int = Field(72, ge=1, le=720)
+    deliver: bool = True
+    largest_upload_mb: int = Field(20, ge=1, le=200)
+    metrics_token: SecretStr | None = None
+    proxy_secret: SecretStr | None = None
+    proxy_user_header: str = Field("X-Remote-User", pattern=r"^[A-Za-z0-9\-]{1,60}$")
+    proxy_roles_header: str = Field("X-Remote-Groups", pattern=r"^[A-Za-z0-9\-]{1,60}$")
+    oidc_issuer: str | None = Field(None, max_length=300, pattern=r"^https?://\S+$")
+    oidc_client_id: str | None = Field(None, max_length=300)
+    oidc_client_secret: SecretStr | None = None
+    oidc_roles_claim: str = Field("roles", max_length=100)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether only this machine can reach the page."""
+        return is_loopback(self.host)
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether browsers reach us over TLS."""
+        return bool(self.address and self.address.startswith("https://"))
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        if self.login is Login.NONE and not self.is_private:
+            raise ValueError(
+                "the page may be reached from other machines, so web.login must be 'accounts', "
+                "'oidc' or 'proxy'; or let web.host be 127.0.0.1."
+            )
+        if not self.is_private and not self.is_secure:
+            raise ValueError(
+                "the page may be reached from other machines, so web.address must say by which "
+                "https:// address: cookies and forms would else cross the network unprotected."
+            )
+        if self.login is Login.PROXY and self.proxy_secret is None:
+            raise ValueError("web.login = 'proxy' needs web.proxy_secret, which the proxy sends.")
+        if self.login is Login.OIDC and not (self.oidc_issuer and self.oidc_client_id):
+            raise ValueError("web.login = 'oidc' needs web.oidc_issuer and web.oidc_client_id.")
+        return self
+
+
 class Settings(_Part):
     """`config` and `templates` name folders that replace the shipped ones as a whole.
 
@@ -132,3 +200,4 @@ class Settings(_Part):
     mail: MailSettings = Field(default_factory=MailSettings)
     relay: RelaySettings = Field(default_factory=RelaySettings)
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
+    web: WebSettings = Field(default_factory=WebSettings)

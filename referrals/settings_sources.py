@@ -22,7 +22,13 @@ from pydantic import BaseModel, ValidationError
 
 from referrals.errors import ConfigurationError, Problem
 from referrals.problems import problems_of
-from referrals.settings import DeliverySettings, MailSettings, RelaySettings, Settings
+from referrals.settings import (
+    DeliverySettings,
+    MailSettings,
+    RelaySettings,
+    Settings,
+    WebSettings,
+)
 
 PREFIX = "REFERRALS_"
 DOTENV = Path(".env")
@@ -30,8 +36,14 @@ _GROUPS: Mapping[str, type[BaseModel]] = {
     "mail": MailSettings,
     "relay": RelaySettings,
     "delivery": DeliverySettings,
+    "web": WebSettings,
 }
-_SECRET_KEYS = ("relay.password",)
+_SECRET_KEYS = (
+    "relay.password",
+    "web.metrics_token",
+    "web.oidc_client_secret",
+    "web.proxy_secret",
+)
 
 
 def shipped_folder(name: str) -> Path:

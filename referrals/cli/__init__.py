@@ -42,6 +42,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "audit": ("account", "The disclosure log: list, verify, export."),
     },
     "Look after it": {
+        "serve": ("serve", "Run the page: the same service in a browser."),
         "templates": ("upkeep", "Check the templates, or start a new one."),
         "relay": ("relay", "Check the relay without sending anything."),
         "sink": ("relay", "Run a local relay that goes nowhere, to try things out."),

@@ -12,7 +12,15 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from referrals.errors import ConfigurationError, Problem
-from referrals.settings import MailSettings, RelaySettings, Security, Settings, is_loopback
+from referrals.settings import (
+    Login,
+    MailSettings,
+    RelaySettings,
+    Security,
+    Settings,
+    WebSettings,
+    is_loopback,
+)
 from referrals.settings_sources import (
     config_folder,
     read_settings,
@@ -119,16 +127,33 @@ def test_without_any_source_the_defaults_stand(sources: Sources) -> None:
     assert settings.outbox == Path("outbox")
 
 
-@pytest.mark.parametrize("key", [key for key in setting_keys() if key != "relay.password"])
+SECRETS = (
+    "relay.password",
+    "web.metrics_token",
+    "web.oidc_client_secret",
+    "web.proxy_secret",
+)
+
+
+@pytest.mark.parametrize("key", [key for key in setting_keys() if key not in SECRETS])
 def test_every_setting_can_be_given_in_the_environment(
     sources: Sources, tmp_path: Path, key: str
 ) -> None:
     default: object = Settings()
     for part in key.split("."):
         default = getattr(default, part)
-    values = {"mail.sender": "a@example.org", "relay.port": "26", "secrets": str(tmp_path)}
+    values = {
+        "mail.sender": "a@example.org",
+        "relay.port": "26",
+        "secrets": str(tmp_path),
+        "web.host": "127.0.0.2",
+        "web.address": "https://referrals.example.org",
+        "web.oidc_issuer": "https://login.example.org",
+    }
     if isinstance(default, StrEnum):
         value = str(next(choice for choice in type(default) if choice is not default))
+    elif isinstance(default, bool):
+        value = str(not default)
     elif isinstance(default, int | float):
         value = "5"
     else:
@@ -558,3 +583,33 @@ def test_the_marking_may_be_empty(sources: Sources, where: str) -> None:
 def test_the_sender_keeps_its_spelling(sources: Sources) -> None:
     sources.environment("mail.sender", "Our.Service@Council.Example.ORG")
     assert read_settings().mail.sender == "Our.Service@Council.Example.ORG"
+
+
+WEB_SAFE = {"host": "0.0.0.0", "address": "https://referrals.example.org", "login": "accounts"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"login": "none"}, "web.login must be"),
+        ({"address": None}, "https:// address"),
+        ({"address": "http://referrals.example.org"}, "https:// address"),
+        ({"login": "proxy"}, "web.proxy_secret"),
+        ({"login": "oidc"}, "web.oidc_issuer"),
+    ],
+)
+def test_a_page_that_others_can_reach_must_be_safe(change: dict[str, str], words: str) -> None:
+    """Login, and TLS before it."""
+    assert WebSettings.model_validate(WEB_SAFE).login is Login.ACCOUNTS
+    with pytest.raises(ValidationError, match=words):
+        WebSettings.model_validate(WEB_SAFE | change)
+
+
+def test_the_secrets_of_the_page_stay_out_of_the_file(sources: Sources) -> None:
+    sources.toml(
+        f'[web]\nproxy_secret = "{CANARY}"\nmetrics_token = "{CANARY}"\noidc_client_secret = "x"\n'
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings()
+    assert len(caught.value.problems) == 3
+    assert CANARY not in str(caught.value)

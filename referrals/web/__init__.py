@@ -1,0 +1,1 @@
+"""The page: the same service as the command line, in a browser. Needs `referrals[web]`."""

@@ -1,0 +1,96 @@
+"""From an error to a page and an HTTP status: the one table."""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from referrals import errors
+from referrals.web.routes import page
+from referrals.web.site import site_of
+
+log = logging.getLogger(__name__)
+
+STATUSES: tuple[tuple[type[errors.ReferralsError], int], ...] = (
+    (errors.ReferralBlocked, 422),
+    (errors.CaseError, 422),
+    (errors.ConfigurationError, 503),
+    (errors.InterventionUnknown, 404),
+    (errors.RoutingError, 409),
+    (errors.NotInOutbox, 404),
+    (errors.NotPossibleNow, 409),
+    (errors.OutboxError, 503),
+    (errors.DraftChanged, 409),
+    (errors.DraftError, 503),
+    (errors.MessageRefused, 422),
+    (errors.DeliveryError, 503),
+    (errors.ReferralsError, 500),
+)
+
+_WORDS = {
+    400: ("That request can’t be understood", "Go back and try again."),
+    403: (
+        "You can’t do that",
+        "Your account has no permission for it. Ask whoever looks after this service.",
+    ),
+    404: (
+        "There is no such page",
+        "If you typed the address, check it. A referral that was being filled in is kept for a "
+        "limited time only.",
+    ),
+    405: ("That request can’t be understood", "Go back and try again."),
+    413: ("That is too large", "Send a smaller file."),
+}
+_EXPIRED = (
+    "This page was open for too long",
+    "Nothing was changed. Go back, reload the page and try again.",
+)
+
+
+def status_of(error: errors.ReferralsError) -> int:
+    return next(status for kind, status in STATUSES if isinstance(error, kind))
+
+
+def _page(request: Request, status: int, title: str, text: str) -> Response:
+    if not hasattr(request.state, "session"):  # before there is one: too early for a whole page
+        return PlainTextResponse(f"{title}. {text}\n", status)
+    return page(request, "fault.html", status, title=title, text=text)
+
+
+def told(request: Request, error: Exception) -> Response:
+    """An error of ours, whose text is fit to show."""
+    if not isinstance(error, errors.ReferralsError):
+        raise error
+    return _page(request, status_of(error), "That can’t be done now", str(error))
+
+
+def refused(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.detail == "expired-form":
+        return _page(request, 403, *_EXPIRED)
+    title, text = _WORDS.get(error.status_code, _WORDS[400])
+    answer = _page(request, error.status_code, title, text)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def sign_in_first(request: Request, _: Exception) -> Response:
+    return site_of(request).sign_in.first(request)
+
+
+def crashed(_: Request, error: Exception) -> Response:
+    """A fault of ours: said to the log without what was typed, and to the reader without detail."""
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    place = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where else "?"
+    log.error("%s at %s", type(error).__name__, place)
+    return PlainTextResponse(
+        "Something went wrong on our side. What you typed before this page is kept. Go back and "
+        "try again; if it happens again, tell whoever looks after this service.\n",
+        500,
+    )

@@ -1,0 +1,43 @@
+"""The templates of the page: Jinja over GOV.UK Frontend's macros."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from jinja2 import (
+    ChoiceLoader,
+    Environment,
+    PackageLoader,
+    PrefixLoader,
+    Undefined,
+)
+
+from referrals import __version__
+from referrals.texts import day_words
+
+
+def environment() -> Environment:
+    """Every value is escaped. A macro's `html` option is not: give it nothing that was typed."""
+    made = Environment(
+        loader=ChoiceLoader(
+            [
+                PackageLoader("referrals.web"),
+                PrefixLoader({"govuk_frontend_jinja": PackageLoader("govuk_frontend_jinja")}),
+            ]
+        ),
+        autoescape=True,
+        undefined=Undefined,  # GOV.UK Frontend's macros ask for options that were not given
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+        extensions=["jinja2.ext.do"],
+    )
+    made.globals["version"] = __version__
+    made.filters["day"] = day_words
+    made.filters["moment"] = moment
+    return made
+
+
+def moment(value: datetime) -> str:
+    """`24 November 2026, 12:00`, by the clock of the region's time zone if it was put in it."""
+    return f"{day_words(value.date())}, {value:%H:%M}"

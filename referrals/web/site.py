@@ -1,0 +1,112 @@
+"""What every page and call shares: the settings, the service, the store and who is asking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+
+from referrals import bootstrap
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from referrals.outboxes.sqlite import SqliteOutbox
+    from referrals.service import Service
+    from referrals.settings import Settings
+    from referrals.web.courier import Courier
+    from referrals.web.login import SignIn
+    from referrals.web.store import Session, Store
+
+
+class Role(StrEnum):
+    """What one may do. A sender may do what a referrer may; an administrator may do everything.
+
+    A referrer fills in, checks and drafts, and sees the outbox; a sender submits, and decides on
+    what is in the outbox; an administrator verifies addresses, reads the audit and keeps accounts.
+    """
+
+    REFERRER = "referrer"
+    SENDER = "sender"
+    ADMINISTRATOR = "administrator"
+
+
+_INCLUDED = {
+    Role.REFERRER: frozenset({Role.REFERRER}),
+    Role.SENDER: frozenset({Role.REFERRER, Role.SENDER}),
+    Role.ADMINISTRATOR: frozenset(Role),
+}
+
+
+def roles_with(roles: Iterable[Role]) -> frozenset[Role]:
+    """The roles, with those that they include."""
+    return frozenset().union(*(_INCLUDED[role] for role in roles))
+
+
+@dataclass(frozen=True)
+class User:
+    """Who is asking. `name` is what the audit keeps; it is never an address to send to."""
+
+    name: str
+    roles: frozenset[Role]
+    title: str = field(default="", repr=False)
+    """How to call them on the page, where it is known."""
+
+    def may(self, role: Role) -> bool:
+        return role in self.roles
+
+
+@dataclass(frozen=True)
+class Site:
+    """One process's page. Everything in it may be used from several threads."""
+
+    settings: Settings
+    _service: Service
+    store: Store
+    templates: Environment
+    sign_in: SignIn
+    courier: Courier
+    """Tries what was queued, in the background."""
+
+    @property
+    def service(self) -> Service:
+        """The service with what is known now of the addresses."""
+        return self._service
+
+    @property
+    def now(self) -> datetime:
+        return bootstrap.now()
+
+    @property
+    def can_submit(self) -> bool:
+        """Whether there is a relay."""
+        return bool(self.settings.relay.host)
+
+    def outbox(self, user: User) -> SqliteOutbox:
+        """The queue, opened in the user's name: use it as a context manager.
+
+        Raises:
+            OutboxUnusable.
+        """
+        return bootstrap.open_outbox(self.settings, user.name)
+
+
+def site_of(request: Request) -> Site:
+    site: Site = request.app.state.site
+    return site
+
+
+def session_of(request: Request) -> Session:
+    """The session that the guard found or began; there is always one within a page."""
+    session: Session = request.state.session
+    return session
+
+
+def user_of(request: Request) -> User:
+    """Who is asking; a page's endpoint is only called once there is somebody who may."""
+    user: User = request.state.user
+    return user
