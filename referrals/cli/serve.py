@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import importlib.util
-import logging
-import socket
-from typing import Any
+from contextlib import suppress
 
 import click
 
 from referrals.errors import ConfigurationError, Problem
+from referrals.settings import Settings
+
+_PACKAGES = (
+    "argon2",
+    "authlib",
+    "govuk_frontend_jinja",
+    "httpx",
+    "prometheus_client",
+    "python_multipart",
+    "starlette",
+    "uvicorn",
+)
 
 
 @click.command("serve")
-@click.option("--host", help="Listen there instead of web.host (127.0.0.1).")
+@click.option("--host", help="Listen there instead of at web.host (127.0.0.1).")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), help="Instead of web.port; 0 for a free one."
+    "--port", type=click.IntRange(0, 65535), help="Instead of web.port (8080); 0 for a free one."
 )
 def serve_command(host: str | None, port: int | None) -> None:
     """Run the page until stopped (SIGTERM, Ctrl-C): the same service, in a browser.
 
-    It listens on this machine alone unless web.host says otherwise, and then demands a login. What
-    is submitted on the page is tried in its background, so `deliver` need not run besides.
+    It listens on this machine alone unless web.host says otherwise, and then demands that people
+    sign in (web.login). What is submitted on the page is tried in its background, so
+    `referrals deliver` need not run besides.
 
     \b
     Example: referrals serve
     """
-    from referrals.settings import Settings
     from referrals.settings_sources import read_settings
 
-    if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None:
+    if not all(map(importlib.util.find_spec, _PACKAGES)):
         raise ConfigurationError(
             [
                 Problem(
@@ -41,72 +52,41 @@ def serve_command(host: str | None, port: int | None) -> None:
                 )
             ]
         )
-    settings = read_settings()
-    changes: dict[str, Any] = {}
-    if host is not None:
-        changes["host"] = host
-    if port is not None:
-        changes["port"] = port
-    if changes:
-        from pydantic import ValidationError
+    settings = _with(read_settings(), host, port)
+    from referrals.web.server import serve
 
-        from referrals.problems import problems_of
-
-        web = settings.web.model_dump() | changes
-        try:
-            settings = Settings.model_validate(
-                {**{name: getattr(settings, name) for name in Settings.model_fields}, "web": web}
-            )
-        except ValidationError as error:
-            raise ConfigurationError(list(problems_of(error))) from None
     gc.enable()
-    _run(settings)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(serve(settings, lambda address: _say(settings, address)))
 
 
-def _run(settings: Any) -> None:
-    import uvicorn
+def _with(settings: Settings, host: str | None, port: int | None) -> Settings:
+    """The settings with what the command line gave, checked again."""
+    from pydantic import ValidationError
 
-    from referrals.web.app import build_app, build_site
+    from referrals.problems import problems_of
+    from referrals.settings import WebSettings
 
-    site = build_site(settings)
-    listening = _listen(settings.web.host, settings.web.port)
-    port = listening.getsockname()[1]
-    config = uvicorn.Config(
-        build_app(site),
-        log_level=logging.WARNING,
-        access_log=False,  # paths hold references; counts are in /metrics
-        server_header=False,
-        date_header=True,
-        proxy_headers=False,
-        timeout_graceful_shutdown=10,
-        timeout_keep_alive=15,
-        limit_concurrency=500,
-        h11_max_incomplete_event_size=32_768,
-    )
-    host = f"[{settings.web.host}]" if ":" in settings.web.host else settings.web.host
-    click.echo(f"The page is at http://{host}:{port}. Ctrl-C stops it.")
+    given = {"host": host, "port": port}
+    web = settings.web.model_dump() | {
+        name: value for name, value in given.items() if value is not None
+    }
+    try:
+        return settings.model_copy(update={"web": WebSettings.model_validate(web)})
+    except ValidationError as error:
+        problems = [
+            Problem(
+                "web" if one.where == "(the whole)" else f"web.{one.where}",
+                one.what,
+                one.remedy,
+                one.code,
+            )
+            for one in problems_of(error)
+        ]
+        raise ConfigurationError(problems) from None
+
+
+def _say(settings: Settings, address: str) -> None:
+    click.echo(f"The page is at {address}. Ctrl-C stops it.")
     if settings.web.address:
         click.echo(f"People reach it at {settings.web.address}.")
-    uvicorn.Server(config).run(sockets=[listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.set_inheritable(True)
-    except OSError as error:
-        listening.close()
-        raise ConfigurationError(
-            [
-                Problem(
-                    "web.port",
-                    f"{host}:{port} can't be listened on: {error.strerror}.",
-                    "Choose another with --port, or stop what uses it.",
-                    "port",
-                )
-            ]
-        ) from None
-    return listening

@@ -1,0 +1,77 @@
+"""The HTTP server under the page: uvicorn, on a socket that we open ourselves."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from referrals.errors import ConfigurationError, Problem
+from referrals.settings import Settings, WebSettings
+from referrals.web.app import build_app, build_site
+
+
+async def serve(settings: Settings, started: Callable[[str], None]) -> None:
+    """Answer until SIGTERM or Ctrl-C; what is under way is finished first, for ten seconds at most.
+
+    Args:
+        started: called with the address, once it can be opened.
+
+    Raises:
+        ConfigurationError: of the settings, config/ or the port.
+        OutboxUnusable: the outbox folder can't be written.
+    """
+    site = build_site(settings)
+    listening = listen(settings.web.host, settings.web.port)
+    config = uvicorn.Config(
+        build_app(site),
+        log_level=logging.WARNING,
+        access_log=False,  # paths hold references; counts are in /metrics
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=10,
+        timeout_keep_alive=15,
+        limit_concurrency=500,
+    )
+    await _Server(config, lambda: started(address(settings.web, listening))).serve([listening])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
+
+
+def address(web: WebSettings, listening: socket.socket) -> str:
+    """Where a browser on this machine finds us."""
+    host = f"[{web.host}]" if ":" in web.host else web.host
+    return f"http://{host}:{listening.getsockname()[1]}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises ConfigurationError: the port is taken, or not ours to take."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise ConfigurationError(
+            [
+                Problem(
+                    "web.port",
+                    f"{host}:{port} can't be listened on: {error.strerror}.",
+                    "Choose another with --port, or stop what uses it.",
+                    "port",
+                )
+            ]
+        ) from None
+    return listening
