@@ -81,7 +81,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python"]
     pip += [str(environment / "bin" / "python"), "install", "--quiet"]
     runtime = ROOT / "requirements" / "runtime.txt"
-    run(*pip, "--require-hashes", "--only-binary=:all:", "-r", runtime, cwd=environment.parent)
+    locked = ("--no-deps", "--require-hashes", "--only-binary=:all:", "-r")
+    run(*pip, *locked, runtime, cwd=environment.parent)
     run(*pip, "--no-deps", wheel, cwd=environment.parent)
     return environment / "bin" / "referrals"
 
@@ -149,6 +150,36 @@ def test_the_wheel_asks_for_the_runtime_alone(wheel: Path) -> None:
 
     wanted = {Requirement(line) for line in project["dependencies"]}
     assert {Requirement(line) for line in asked if "extra ==" not in line} == wanted
+
+
+def test_the_page_comes_with_its_files(names: set[str]) -> None:
+    """Templates, styles, scripts and fonts: nothing of the page is fetched from elsewhere."""
+    expected = {
+        str(file.relative_to(ROOT))
+        for folder in ("static", "templates")
+        for file in (ROOT / "referrals" / "web" / folder).rglob("*")
+        if file.is_file()
+    }
+
+    assert "referrals/web/static/govuk.css" in expected
+    assert expected <= names
+    assert "referrals/web/store.sql" in names
+
+
+def test_without_its_packages_the_page_says_what_to_install(
+    installed: Path, tmp_path: Path, bare: dict[str, str]
+) -> None:
+    done = subprocess.run(
+        [installed, "serve"],
+        cwd=tmp_path,
+        env=bare | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 5
+    assert "pip install 'referrals[web]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_it_works_from_an_empty_folder(
