@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Puts in place what the tests talk to and compare with that is not Python's: the MIME parsers of
-# other languages (Debian's Email::MIME for Perl, mailparser and postal-mime for Node.js), and
-# Debian's Postfix with its smtp-sink and Cyrus SASL, which no test runs as the machine's service.
+# other languages (Debian's Email::MIME for Perl, mailparser and postal-mime for Node.js), Debian's
+# Postfix with its smtp-sink and Cyrus SASL, which no test runs as the machine's service, and for
+# the pages Debian's Chromium and axe-core.
 # What is there already is left alone. With CI=true anything missing is a failure;
 # elsewhere it is said, and the tests that need it tell the rest.
 set -euo pipefail
@@ -78,22 +79,29 @@ packages=()
 compgen -G "/usr/lib/*/sasl2/libplain.so" >/dev/null || packages+=(libsasl2-modules)
 need "Postfix, saslpasswd2 and SASL's PLAIN" install_postfix "${packages[@]}"
 
-# The lock that node_modules was made from is kept inside it, written last.
-cd tests/parsers
-if cmp -s package-lock.json node_modules/.made-from; then
-    exit 0
-fi
-if ! command -v npm >/dev/null; then
-    cannot "no npm, so mailparser and postal-mime are not installed."
-    exit 0
-fi
+packages=()
+[ -x /usr/bin/chromium ] || packages+=(chromium)
+need "Chromium" apt_install "${packages[@]}"
+
+# The lock that a node_modules was made from is kept inside it, written last.
+# npm_install FOLDER WHAT
+npm_install() {
+    if cmp -s "$1/package-lock.json" "$1/node_modules/.made-from"; then
+        return
+    fi
+    if ! command -v npm >/dev/null; then
+        cannot "no npm, so there is no $2."
+    elif (cd "$1" && npm ci --silent </dev/null); then
+        cp "$1/package-lock.json" "$1/node_modules/.made-from"
+    else
+        cannot "npm ci failed in $1; run it there to see why."
+    fi
+}
+
 if ! mkdir -p "${npm_config_cache:-${HOME:-/nonexistent}/.npm}" 2>/dev/null; then
     npm_config_cache=$(mktemp -d)
     export npm_config_cache
     trap 'rm -rf "$npm_config_cache"' EXIT
 fi
-if npm ci --silent </dev/null; then
-    cp package-lock.json node_modules/.made-from
-else
-    cannot "npm ci failed in tests/parsers; run it there to see why."
-fi
+npm_install tests/parsers "mailparser or postal-mime"
+npm_install tests/browser axe-core

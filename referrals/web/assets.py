@@ -40,7 +40,10 @@ async def _static(request: Request) -> Response:
     if found is None:
         raise HTTPException(404)
     content, kind = found
-    keep = "public, max-age=31536000, immutable" if "v" in request.query_params else "no-cache"
+    if "v" in request.query_params:
+        keep = "public, max-age=31536000, immutable"
+    else:  # govuk.css asks for its fonts without a version
+        keep = "public, max-age=86400" if name.startswith("fonts/") else "no-cache"
     return Response(content, media_type=kind, headers={"Cache-Control": keep})
 
 

@@ -124,7 +124,9 @@ def test_the_package_is_typed_and_licensed(names: set[str]) -> None:
     assert "referrals/py.typed" in names
     assert {name.rpartition("/")[2] for name in names if "/licenses/" in name} == {
         "LICENSE",
+        "LICENSE-govuk-frontend.txt",
         "NOTICE",
+        "OFL.txt",
     }
 
 
