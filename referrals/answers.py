@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
@@ -37,23 +37,7 @@ def read_answer(question: Question, raw: Any, *, relative: bool = False) -> Answ
     """
     if relative:
         raw = sample_on(raw, date(2026, 1, 1))
-    match question.type:
-        case QuestionType.LINE:
-            return _sized(question, given_line(raw))
-        case QuestionType.TEXT:
-            return _sized(question, given_text(raw))
-        case QuestionType.YES_NO:
-            return as_yes_no(raw)
-        case QuestionType.DATE:
-            return as_date(raw)
-        case QuestionType.MOMENT:
-            return as_moment(raw)
-        case QuestionType.NUMBER:
-            return _number(question, raw)
-        case QuestionType.CHOICE:
-            return _option(question, raw)
-        case QuestionType.CHOICES:
-            return _options(question, raw)
+    return _READERS[question.type](question, raw)
 
 
 def _sized(question: Question, text: str) -> str:
@@ -92,6 +76,18 @@ def _options(question: Question, raw: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_option(question, part) for part in parts))
 
 
+_READERS: Mapping[QuestionType, Callable[[Question, Any], Answer]] = {
+    QuestionType.LINE: lambda question, raw: _sized(question, given_line(raw)),
+    QuestionType.TEXT: lambda question, raw: _sized(question, given_text(raw)),
+    QuestionType.YES_NO: lambda _, raw: as_yes_no(raw),
+    QuestionType.DATE: lambda _, raw: as_date(raw),
+    QuestionType.MOMENT: lambda _, raw: as_moment(raw),
+    QuestionType.NUMBER: _number,
+    QuestionType.CHOICE: _option,
+    QuestionType.CHOICES: _options,
+}
+
+
 def sample_on(raw: Any, today: date) -> Any:
     """A sample as it reads on a day: `today-30` becomes that date."""
     found = _RELATIVE.fullmatch(raw) if isinstance(raw, str) else None
@@ -110,19 +106,23 @@ def read_answers(
     """All answers that can be read, and every problem with the others."""
     answers: dict[str, Answer] = {}
     problems: list[Problem] = []
-    place = f"answers.{intervention.id}"
+    known = 0
     for question in intervention.fields:
-        where = f"{place}.{question.name}"
-        if question.name not in raw:
+        name = question.name
+        if name not in raw:
             if question.required:
+                where = f"answers.{intervention.id}.{name}"
                 problems.append(Problem(where, "is missing.", _ask(question), "missing"))
             continue
+        known += 1
         try:
-            answers[question.name] = read_answer(question, raw[question.name])
+            answers[name] = read_answer(question, raw[name])
         except PydanticCustomError as error:
             words = error.context or {}
+            where = f"answers.{intervention.id}.{name}"
             problems.append(Problem(where, words["what"], words["remedy"], error.type))
-    problems += _strangers(intervention, raw, place)
+    if known < len(raw):
+        problems += _strangers(intervention, raw, f"answers.{intervention.id}")
     return answers, problems
 
 

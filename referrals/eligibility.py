@@ -68,7 +68,7 @@ def read_case(raw: Mapping[str, Any], directory: Directory, today: date) -> tupl
         case = Case.model_validate(dict(raw), context={"today": today})
     except ValidationError as error:
         problems += problems_of(error, keys_of(Case), private=True)
-    place, misplaced = _locate_raw(raw, directory)
+    place, misplaced = locate(case.location, directory) if case else _locate_raw(raw, directory)
     problems += misplaced
     problems += _unknown_interventions(raw, directory)
     unanswered: list[Problem] = []
@@ -104,18 +104,19 @@ def _answers_in(
 
 
 def _unknown_interventions(raw: Mapping[str, Any], directory: Directory) -> Iterator[Problem]:
-    known = sorted(directory.interventions)
+    known = directory.interventions
     answers = raw.get("answers")
     for key in answers if isinstance(answers, dict) else ():
         if key not in known:
-            yield unknown_key(f"answers.{path_of([key])}", key, known, private=True)
+            where = f"answers.{path_of([key])}"
+            yield unknown_key(where, key, sorted(known), private=True)
     consents = raw.get("consents")
     for number, consent in enumerate(consents if isinstance(consents, list) else (), 1):
         named = consent.get("interventions") if isinstance(consent, dict) else None
         listed = split_list(named)
         for key in listed if isinstance(listed, list) else ():
             if isinstance(key, str) and key.strip() not in known:
-                yield unknown_key(f"consents.{number}.interventions", key, known)
+                yield unknown_key(f"consents.{number}.interventions", key, sorted(known))
     overrides = raw.get("overrides")
     for number, override in enumerate(overrides if isinstance(overrides, list) else (), 1):
         code = override.get("code") if isinstance(override, dict) else None
@@ -172,8 +173,9 @@ def _general(
     place: Place,
     today: date,
 ) -> Iterator[Finding]:
-    told = [shared_facts()[path].sensitivity for path in intervention.facts]
-    if case.lawful_basis is None and any(level is not Sensitivity.PUBLIC for level in told):
+    if case.lawful_basis is None and any(
+        shared_facts()[path].sensitivity is not Sensitivity.PUBLIC for path in intervention.facts
+    ):
         yield Finding(
             "GEN-002",
             Level.ADVISE,
@@ -209,12 +211,11 @@ def _general(
 def _people_elsewhere(
     case: Case, intervention: Intervention, directory: Directory, place: Place
 ) -> Iterator[Finding]:
-    told = tuple(intervention.facts)
-    for role in type(case.people).model_fields:
-        person = case.person(role)
+    for role, person in case.people:
         path = f"people.{role}.postcode"
         if person is None or person.postcode is None:
             continue
+        told = intervention.facts
         if not any(path == fact or path.startswith(f"{fact}.") for fact in told):
             continue
         home, _ = locate(Location(postcode=person.postcode), directory)
@@ -272,8 +273,9 @@ def _free_texts(
         yield "location.place", case.location.place
     if case.lawful_basis and told & {"lawful_basis", "lawful_basis.reason"}:
         yield "lawful_basis.reason", case.lawful_basis.reason
+    names = [name for name in ("what", "place") if told & {"incidents", f"incidents.{name}"}]
     for number, incident in enumerate(case.incidents, 1):
-        for name in ("what", "place"):
+        for name in names:
             text = getattr(incident, name)
-            if text and told & {"incidents", f"incidents.{name}"}:
+            if text:
                 yield f"incidents.{number}.{name}", text

@@ -246,12 +246,13 @@ _OF_NONCHARACTERS = (b"\xef\xb7", b"\xbf\xbe", b"\xbf\xbf")
 
 
 def _octets(content: str) -> bytes:
-    if "\x00" in content:
-        raise MessageRefused("The text holds a NUL character, which can't be sent.")
     try:
         octets = content.encode()
     except UnicodeEncodeError:
         octets = None
+    # Among octets it is found ten times as fast.
+    if "\x00" in content if octets is None else b"\0" in octets:
+        raise MessageRefused("The text holds a NUL character, which can't be sent.")
     if (octets is None or _suspect(octets)) and NONCHARACTERS.search(content):
         raise MessageRefused(
             "The text holds a code point that is no character, which can't be sent."
@@ -274,6 +275,7 @@ _AS_IS = b"\t\n" + bytes(range(0x20, 0x7F))
 # Short lines, then what of a long one comes before a soft break: 75 characters, or one or two less
 # so that no =XX is parted. The last match is empty.
 _TO_SOFT_BREAK = re.compile(rb"(?:.{0,76}+\n)*+(?:.{73}[^=]{0,2})?")
+_BLANK_BEFORE_END = re.compile(rb"\n(?<=[ \t]\n)")  # to look for the rarer of the two is quicker
 _BLANK_AT_END = re.compile(rb"(?m)^(.*)([ \t])$")
 
 
@@ -293,7 +295,7 @@ def _quoted_printable(octets: bytes) -> bytes:
         octets = octets.replace(octet, b"=%02X" % ord(octet))
         rest = rest.replace(octet, b"")
     octets = b"=\n".join(_TO_SOFT_BREAK.findall(octets)[:-1])
-    if b" \n" in octets or b"\t" in octets:
+    if _BLANK_BEFORE_END.search(octets):
         octets = _BLANK_AT_END.sub(_visible, octets)
     return octets.replace(b"\n", b"\r\n")
 

@@ -16,7 +16,8 @@ def referral_reference(case_reference: str, intervention_id: str) -> str:
     Eleven characters (51 bits) of a digest, and a check character. It gives away neither.
     """
     digest = hashlib.sha256(f"{case_reference}\0{intervention_id}".encode()).digest()
-    number = int.from_bytes(digest[:16], "big")
+    # Of the whole number only the last eleven places are shown.
+    number = int.from_bytes(digest[:16], "big") % len(ALPHABET) ** _PAYLOAD
     letters = []
     for _ in range(_PAYLOAD):
         number, place = divmod(number, len(ALPHABET))

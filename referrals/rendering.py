@@ -7,12 +7,13 @@ and text never. A template sees what its intervention's config names, and nothin
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from enum import Enum
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import chain
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup, escape
 from pydantic import BaseModel
 
-from referrals.case import Case, age_on
+from referrals.case import Basis, Case, CaseModel, How, Record, Strand, age_on
 from referrals.directory import Intervention, Question
 from referrals.eligibility import Assessment
 from referrals.errors import ConfigurationError, Problem
@@ -46,6 +47,11 @@ class Group:
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.__dict__ = values
+
+    def __getattr__(self, name: str) -> Any:
+        if name[:1] == "_":
+            raise AttributeError(name)
+        return StrictUndefined(obj=self, name=name)
 
     def __str__(self) -> str:
         raise TemplateError("A group of values can't be printed: name one of its values.")
@@ -96,28 +102,28 @@ _WORDS = {
 }
 
 
+_READ_AS: Mapping[type, Callable[[Any], str]] = {
+    date: lru_cache(maxsize=1024)(day_words),
+    bool: lambda value: "Yes" if value else "No",
+    Chosen: str,
+    **dict.fromkeys((Record, Strand, How, Basis), _WORDS.__getitem__),
+}
+
+
 def shown(value: Any) -> Any:
     """How a value reads in a letter. Absent values must be guarded, not printed."""
     kind = type(value)
     if kind is str or kind is Markup:
         return value
-    if kind is date:
-        return day_words(value)
+    if kind in _READ_AS:
+        return _READ_AS[kind](value)
     match value:
         case None:
             raise TemplateError("An absent value was printed: guard it with `if`.")
-        case bool():
-            return "Yes" if value else "No"
         case datetime():
             return f"{value:%H:%M} on {day_words(value)}"
-        case date():
-            return day_words(value)
-        case Enum():
-            return _WORDS[str(value.value)]
         case tuple() | list():
-            return "; ".join(str(shown(item)) for item in value)
-        case Chosen():
-            return str(value)
+            return "; ".join([str(shown(item)) for item in value])
         case _:
             return value
 
@@ -127,90 +133,140 @@ _TO_ESCAPE = re.compile("[&<>\"'\n]")
 
 def _lines(value: Any) -> Markup:
     """Text over several lines as HTML, escaped."""
-    return Markup(_as_html(value))  # noqa: S704
-
-
-def _as_html(value: Any) -> str:
     if type(value) is Markup:
         return value
     text = value if type(value) is str else str(shown(value))
     if _TO_ESCAPE.search(text) is None:
-        return text
-    return Markup("<br>\n").join(escape(line) for line in text.split("\n"))
+        return _safe(text)
+    return escape(text).replace("\n", _BREAK)
+
+
+_BREAK = Markup("<br>\n")
+
+
+def _safe(text: str) -> Markup:
+    """`Markup(text)`, without looking for what a text doesn't have."""
+    return str.__new__(Markup, text)
 
 
 def _printed(value: Any) -> str:
     """What `{{ value }}` is in HTML: as `escape(shown(value))`, at a third of the cost."""
-    kind = type(value)
-    if kind is Markup:
-        return value  # type: ignore[no-any-return]
-    text = value if kind is str else shown(value)
+    text = value if type(value) is str else shown(value)
     return text if type(text) is str and _TO_ESCAPE.search(text) is None else escape(text)
 
 
 def _hanging(value: Any) -> str:
     """Text over several lines set in, so that no line of it can pass for one of ours."""
-    text = str(shown(value))
+    text = value if type(value) is str else str(shown(value))
     return re.sub(r"\n(?=[^\n])", "\n    ", text) if "\n" in text else text
 
 
 def _given(rows: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Of rows of label and value, those that have a value."""
-    return [row for row in rows if row[1] is not None and row[1] != []]
+    return [
+        row for row in rows if (value := row[1]) is not None and (value or type(value) is not list)
+    ]
 
 
-class _OneCall(CodeGenerator):
-    """Compiles `{{ value }}` in HTML into one call, where Jinja makes three and a new object."""
+class _ShortWays(CodeGenerator):
+    """Compiles what a letter does two hundred times into what takes Python least time.
+
+    A value of a Group is taken from it, what needs neither words nor escaping is printed as it is,
+    and a macro is called as the function that it is; for all else there is Jinja's own way in the
+    other branch. `it` is set and used at once, and Jinja gives that name to nothing.
+    """
+
+    def visit_Template(self, node: nodes.Template, frame: Frame | None = None) -> None:
+        self.writeline("from referrals.rendering import Group")
+        super().visit_Template(node, frame)
+
+    def visit_Getattr(self, node: nodes.Getattr, frame: Frame) -> None:
+        name = node.attr
+        if not name.isascii() or name.startswith("_") or iskeyword(name):
+            super().visit_Getattr(node, frame)
+            return
+        self.write(f"(it.{name} if type(it := ")
+        self.visit(node.node, frame)
+        self.write(f") is Group else environment.getattr(it, {name!r}))")
+
+    def visit_Call(self, node: nodes.Call, frame: Frame, forward_caller: bool = False) -> None:
+        if node.kwargs or node.dyn_args or node.dyn_kwargs or forward_caller:
+            super().visit_Call(node, frame, forward_caller=forward_caller)
+            return
+        imported = isinstance(node.node, nodes.Getattr)
+        constant = all(
+            isinstance(one, nodes.Const) and isinstance(one.value, str) for one in node.args
+        )
+        say = "say_again" if imported and constant else "say"
+        self.write(f"environment.{say}(context, ")
+        self.visit(node.node, frame)
+        self.signature(node, frame)
+        self.write(")")
 
     def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
-        if frame.eval_ctx.autoescape and not frame.eval_ctx.volatile:
-            self.write("environment.printed(")
-        else:
+        if frame.eval_ctx.volatile:
             super()._output_child_pre(node, frame, finalize)
+        else:
+            self.write("(it if type(it := ")
 
     def _output_child_post(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
-        if frame.eval_ctx.autoescape and not frame.eval_ctx.volatile:
-            self.write(")")
-        else:
+        if frame.eval_ctx.volatile:
             super()._output_child_post(node, frame, finalize)
+        elif frame.eval_ctx.autoescape:
+            self.write(") is Markup else environment.printed(it))")
+        else:
+            self.write(") is str else str(environment.finalize(it)))")
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, with a short way for what a letter does two hundred times.
+    """Jinja's sandbox, with what `_ShortWays` calls.
 
-    A Group holds plain values and a macro is a template's own: neither has anything to guard. The
-    rest goes the sandbox's long way. What a macro makes of texts alone, such as a heading, is kept
-    for the next letter: its module sees nothing but its arguments.
+    A macro is a template's own, so that there is nothing to guard it from. What an imported one
+    makes of constants, such as a heading, is kept for the next letter: it sees its arguments only.
+    Templates stay as they are while we run, so that one that is loaded need not be looked for.
     """
 
-    code_generator_class = _OneCall
+    code_generator_class = _ShortWays
     printed = staticmethod(_printed)
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.get_template = cache(super().get_template)  # type: ignore[method-assign]
+
+    def make_globals(self, d: MutableMapping[str, Any] | None) -> MutableMapping[str, Any]:
+        # Copied for each part of a letter, which Jinja's ChainMap is slow at.
+        return {**self.globals, **(d or {})}
+
     def getattr(self, obj: Any, attribute: str) -> Any:
-        kind = type(obj)
-        if (kind is Group or kind is TemplateModule) and attribute[:1] != "_":
+        if type(obj) is TemplateModule and attribute[:1] != "_":
             try:
                 return obj.__dict__[attribute]
             except KeyError:
                 pass
         return super().getattr(obj, attribute)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(__obj) is not Macro:
-            return super().call(__context, __obj, *args, **kwargs)
-        kwargs.pop("_loop_vars", None)  # what Context.call takes out, too
-        kwargs.pop("_block_vars", None)
-        if not kwargs and _TEXTS.issuperset(map(type, args)):
-            return _said(__obj, *args)
-        return __obj(__context.eval_ctx, *args, **kwargs)
+    def say(self, context: Context, macro: Any, *values: Any) -> Any:
+        if (
+            type(macro) is not Macro
+            or len(values) != len(macro.arguments)
+            or macro.catch_varargs
+            or macro.catch_kwargs
+            or macro.caller
+        ):
+            return self.call(context, macro, *values)
+        made = macro._func(*values)  # as Macro does, once it knows all that
+        return _safe(made) if context.eval_ctx.autoescape else made
+
+    def say_again(self, context: Context, macro: Any, *constants: str) -> Any:
+        if type(macro) is Macro:
+            return _said(macro, context.eval_ctx.autoescape, *constants)
+        return self.call(context, macro, *constants)
 
 
-_TEXTS = frozenset({str, Markup})
-
-
-@lru_cache(maxsize=512, typed=True)
-def _said(macro: Macro, *texts: str) -> str:
-    return macro(*texts)
+@lru_cache(maxsize=512)
+def _said(macro: Macro, autoescape: bool, *constants: str) -> str:
+    made = str(macro(*constants))
+    return _safe(made) if autoescape else made
 
 
 def environment(
@@ -289,21 +345,26 @@ def _answer(question: Question, answer: Answer | None) -> Any:
     return answer
 
 
+# To ask whether something is a BaseModel takes as long as all else that is done with it.
+_MODELS = frozenset(CaseModel.__subclasses__())
+
+
 def _whole(model: BaseModel | None) -> Group | None:
     if model is None:
         return None
-    values = dict(model)  # its fields, as they are
-    for name, value in values.items():
-        if isinstance(value, BaseModel):
-            values[name] = _whole(value)
-    return Group(values)
+    return Group(
+        {
+            name: _whole(value) if type(value) in _MODELS else value
+            for name, value in model.__dict__.items()
+        }
+    )
 
 
 @lru_cache(maxsize=64)
-def _tree(paths: tuple[str, ...]) -> Mapping[str, Any]:
+def _tree(*paths: tuple[str, ...]) -> Mapping[str, Any]:
     """Dotted paths as groups within groups; what has nothing within it is wanted whole."""
     tree: dict[str, Any] = {}
-    for path in paths:
+    for path in chain(*paths):
         place = tree
         for part in path.split("."):
             place = place.setdefault(part, {})
@@ -314,8 +375,9 @@ def _told(
     case: Case, intervention: Intervention, assessment: Assessment, today: date
 ) -> dict[str, Any]:
     """The facts that the config names, in the shape of the case."""
+    facts = intervention.facts
     told: dict[str, Any] = {}
-    for group, inner in _tree(tuple(intervention.facts)).items():
+    for group, inner in _tree(facts.required, facts.optional).items():
         match group:
             case "incidents":
                 told[group] = [_picked(incident, inner) for incident in case.incidents]
@@ -360,8 +422,12 @@ def _place(assessment: Assessment, wanted: Mapping[str, Any]) -> Group:
 def _picked(value: Any, wanted: Mapping[str, Any]) -> Any:
     """The wanted part of a value. What a group lacks is None, so that no letter needs a guard."""
     if not wanted:
-        return _whole(value) if isinstance(value, BaseModel) else value
-    return Group({name: _picked(getattr(value, name, None), rest) for name, rest in wanted.items()})
+        return _whole(value) if type(value) in _MODELS else value
+    values = {}
+    for name, rest in wanted.items():
+        found = getattr(value, name, None)
+        values[name] = _picked(found, rest) if rest or type(found) in _MODELS else found
+    return Group(values)
 
 
 def render(

@@ -49,7 +49,7 @@ def locate(
             for p in directory.places
             if p.district and _is_called(p.district.id, p.district.title, location.district)
         ]
-        named = [p for p in places if p in everywhere]
+        named = [p for p in places if any(p is one for one in everywhere)]
         if not everywhere:
             problems.append(
                 Problem(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -211,25 +213,42 @@ def content_key(assessment: Assessment) -> str:
     a date in it; so that a referral queued twice is noticed, whoever does it.
     """
     case, intervention = assessment.case, assessment.intervention
-    raw = case.model_dump(mode="json")
+    facts = {
+        path: _told_at(case, parts)
+        for path, parts in _parts(intervention.facts.required, intervention.facts.optional)
+    }
     whole = [
         case.reference,
         intervention.id,
         assessment.agency.email if assessment.agency else None,
-        {path: _at(raw, path) for path in intervention.facts if not path.startswith("consents.")},
+        facts,
         {name: str(answer) for name, answer in assessment.answers.items()},
     ]
-    text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return hashlib.sha256(_JSON.encode(whole).encode("ascii")).hexdigest()
 
 
-def _at(value: Any, path: str) -> Any:
-    """The value at a fact's path; of a list, that of each item."""
-    for part in path.split("."):
-        if isinstance(value, list):
-            value = [item.get(part) for item in value]
-        else:
-            value = value.get(part) if isinstance(value, dict) else None
+def _as_json(value: Any) -> Any:
+    return value.isoformat() if type(value) is date else value.model_dump(mode="json")
+
+
+# Outboxes keep these digests: written otherwise, a referral in one would be queued again.
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_as_json)
+
+
+@lru_cache(maxsize=64)
+def _parts(*facts: tuple[str, ...]) -> Sequence[tuple[str, Sequence[str]]]:
+    """Each fact's path and its parts, but for consents, which may be given anew."""
+    return [(path, path.split(".")) for path in chain(*facts) if not path.startswith("consents.")]
+
+
+def _told_at(value: Any, parts: Sequence[str]) -> Any:
+    """What stands at a fact's place in the case; of a list, that of each item."""
+    for place, part in enumerate(parts):
+        if value is None:
+            return None
+        if type(value) is list:
+            return [_told_at(item, parts[place:]) for item in value]
+        value = getattr(value, part)
     return value
 
 
@@ -242,7 +261,7 @@ def disclosure(referral: Referral) -> dict[str, Any]:
         if consent:
             consents[role] = {"on": consent.on.isoformat(), "given": consent.stands}
     return {
-        "facts": sorted(path for path in intervention.facts),
+        "facts": sorted(intervention.facts),
         "fields": sorted(referral.assessment.answers),
         "lawful_basis": str(case.lawful_basis.basis) if case.lawful_basis else None,
         "consents": consents,

@@ -168,10 +168,18 @@ def _is_address(value: str) -> bool:
 
 
 def given_line(value: Any) -> str:
+    if type(value) is str and value.isprintable():  # as nearly all: the long way says the same
+        text = value.strip()
+        if 0 < len(text) <= LINE_LENGTH:
+            return text
     return _given(as_line(value))
 
 
 def given_text(value: Any) -> str:
+    if type(value) is str and value.isprintable():
+        text = value.strip()
+        if 0 < len(text) <= TEXT_LENGTH:
+            return text
     return _given(as_text(value))
 
 

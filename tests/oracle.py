@@ -1,8 +1,13 @@
-"""The message as the standard library's EmailMessage makes it: slow, and what ours must equal."""
+"""What ours must equal, made plainly and slowly.
+
+The message as the standard library's EmailMessage makes it; a referral's content key from the whole
+case as JSON.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from datetime import datetime
 from email.headerregistry import Address
@@ -11,6 +16,7 @@ from email.policy import EmailPolicy
 from email.utils import format_datetime
 from typing import Any
 
+from referrals.eligibility import Assessment
 from referrals.errors import MessageRefused
 from referrals.message import Sender
 from referrals.rendering import Letter
@@ -133,3 +139,26 @@ def _mailbox(name: str, address: str, display_name: str = "") -> Address:
         return Address(display_name=display_name, username=local, domain=domain)
     except (ValueError, UnicodeError):
         raise MessageRefused(f"{name} can't be written as a header.") from None
+
+
+def content_key(assessment: Assessment) -> str:
+    case, intervention = assessment.case, assessment.intervention
+    raw = case.model_dump(mode="json")
+    whole = [
+        case.reference,
+        intervention.id,
+        assessment.agency.email if assessment.agency else None,
+        {path: _at(raw, path) for path in intervention.facts if not path.startswith("consents.")},
+        {name: str(answer) for name, answer in assessment.answers.items()},
+    ]
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _at(value: Any, path: str) -> Any:
+    for part in path.split("."):
+        if isinstance(value, list):
+            value = [item.get(part) for item in value]
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from referrals.case import Basis
-from referrals.directory import Directory
+from referrals.directory import Directory, Facts
 from referrals.eligibility import Assessment, assess, read_case
 from referrals.errors import CaseInvalid, Problem
 from referrals.samples import sample_case
@@ -580,6 +580,29 @@ def test_advice_is_given_and_stops_nothing(
     found = judge(directory, raw, intervention)
     assert code in codes(found)
     assert found.ready
+
+
+@pytest.mark.parametrize(
+    ("told", "looked_at"),
+    [
+        (["incidents"], ["what", "place"]),
+        (["incidents.place", "incidents.on"], ["place"]),
+        (["incidents.what"], ["what"]),
+        (["incidents.on"], []),
+    ],
+)
+def test_of_an_incident_what_is_told_is_looked_at(
+    directory: Directory, told: list[str], looked_at: list[str]
+) -> None:
+    facts = Facts(required=("location.place",), optional=tuple(told))
+    place_only = directory.intervention("target-hardening").model_copy(update={"facts": facts})
+    raw = raw_of(directory, "target-hardening")
+    raw["people"] = {"victim": {"name": "Robin Instance"}}
+    raw["incidents"][0] |= {"what": "To Robin Instance.", "place": "Robin Instance's home"}
+    case, place = read_case(raw, directory, TODAY)
+    found = assess(case, place, place_only, directory, TODAY)
+
+    assert [one.where for one in found.blocks] == [f"incidents.1.{name}" for name in looked_at]
 
 
 @pytest.mark.parametrize(

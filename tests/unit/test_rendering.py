@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import date, datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
-from referrals.case import Basis, How, Record, Strand
+from referrals import case
+from referrals.case import Record, Strand
 from referrals.directory import Directory
 from referrals.errors import ConfigurationError, Problem
 from referrals.rendering import Chosen, Group, Letter, environment, letter_values, render, shown
@@ -99,14 +101,57 @@ def test_the_short_ways_give_what_jinja_gives(tmp_path: Path, value: Any) -> Non
     """
     values = {"value": value, "group": Group({"it": value})}
     write(tmp_path, body_html=template, body_txt=template)
-    ours, theirs = environment(tmp_path), ImmutableSandboxedEnvironment()
+    assert_as_jinja(tmp_path, values)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ it.it.it }} {{ it.class }} {{ it.it.no is defined }} {{ it.no is defined }}",
+        "{% for one in list if one.it %}{{ one.it }}{% else %}none{% endfor %}",
+        "{% set made %}{{ it.it.it }}{% endset %}{{ made }}",
+        "{% filter upper %}{{ it.class }}{% endfilter %}",
+        "{% macro m(a, b=it.class) %}{{ a }}{{ b }}{% endmacro %}{{ m('x') }}{{ m('x', '&') }}",
+        "{% macro m(a) %}{{ a }}{{ varargs }}{{ kwargs }}{% endmacro %}{{ m('x', 'y', z='&') }}",
+        "{% macro m(a) %}{{ a }}{{ kwargs }}{% endmacro %}{{ m('x') }}",
+        "{% macro m(a) %}{{ a }}{{ varargs }}{% endmacro %}{{ m('x') }}",
+        "{% macro m(a) %}{{ caller() }}{{ caller() }}{% endmacro %}{% call m('x') %}&{% endcall %}",
+        "{% set n = namespace(i=0) %}{% macro m(a) %}{% set n.i = n.i + 1 %}{{ n.i }}{% endmacro %}"
+        "{{ m('x') }}{{ m('x') }}",
+        '{% import "other" as say %}{{ say.m("a", "<b>") }}{{ say.m("a", it.class) }}{{ say.m("a",'
+        ' "<b>") }}{{ say.m(b="<b>", a="c") }}',
+        '{% import "other" as say %}{{ say.all("a", ["&", "b"]) if list else "" }}',
+        '{% import "other.html.j2" as say %}{{ say.m("a", "<b>") + it.class }}',
+        '{% from "other" import m with context %}{{ m("a", "b") }}',
+        "{{ 'a%s'|format(it.class) }} {{ 'a'.upper() }} {{ range(3)|join(it.class) }}",
+        "{% autoescape false %}{{ it.class }}{% endautoescape %}",
+        "{% autoescape list %}{{ it.class }}{{ [1] }}{% endautoescape %}",
+    ],
+)
+def test_other_ways_to_write_a_letter_give_what_jinja_gives(tmp_path: Path, template: str) -> None:
+    for name in ("other", "other.html.j2"):
+        (tmp_path / name).write_text(
+            "{% macro m(a, b) %}<{{ a }}{{ b }}>{% endmacro %}"
+            "{% macro all(a, list) %}{% for one in list %}{{ a }}{{ one }}{% endfor %}"
+            "{% endmacro %}",
+            encoding="utf-8",
+        )
+    inner = Group({"it": "<it>"})
+    values = {"it": Group({"it": inner, "class": "<&>"}), "list": [inner, Group({"it": None})]}
+    write(tmp_path, body_html=template, body_txt=template)
+    assert_as_jinja(tmp_path, values)
+
+
+def assert_as_jinja(folder: Path, values: Mapping[str, Any]) -> None:
+    ours, theirs = environment(folder), ImmutableSandboxedEnvironment()
     settings = "loader undefined autoescape finalize filters trim_blocks lstrip_blocks"
     for name in [*settings.split(), "keep_trailing_newline"]:
         setattr(theirs, name, getattr(ours, name))
 
     for part in PARTS:
         one, other = (each.get_template(f"letter/{part}") for each in (ours, theirs))
-        assert one.render(values) == other.render(values)
+        for _ in range(2):
+            assert one.render(values) == other.render(values)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +209,10 @@ def test_a_value_with_template_syntax_arrives_as_written(tmp_path: Path, value: 
         ("{% for one in nobody %}x{% endfor %}", "uses nobody, which it is not given."),
         ("{{ group.name.first }}", "uses first, which it is not given."),
         ("{{ group['no such'] }}", "uses a name, which it is not given."),
+        (
+            '{% import "letter/subject.txt.j2" as say %}{{ say.no() }}',
+            "uses no, which it is not given.",
+        ),
     ],
 )
 def test_an_undefined_variable_is_said_with_file_and_line(
@@ -205,6 +254,11 @@ def test_a_group_or_nothing_can_t_be_printed(
     file = {"body_txt": "body.txt.j2", "body_html": "body.html.j2"}.get(part, "subject.txt.j2")
     assert problem.where == f"templates/email/letter/{file}: line 2"
     assert words in problem.what
+
+
+def test_a_group_passes_for_nothing_else() -> None:
+    """Python and Jinja ask what a value can do by such names."""
+    assert not hasattr(Group({"name": CANARY}), "__wrapped__")
 
 
 def test_a_group_s_repr_says_nothing() -> None:
@@ -305,7 +359,15 @@ def test_values_read_as_words(value: Any, words: Any) -> None:
     assert shown(value) == words
 
 
-@pytest.mark.parametrize("kind", [Record, Strand, How, Basis])
+CHOICES = [
+    kind
+    for kind in vars(case).values()
+    if isinstance(kind, type) and issubclass(kind, Enum) and kind.__module__ == case.__name__
+]
+CHOICES.remove(case.Sensitivity)  # of a question, not of a case
+
+
+@pytest.mark.parametrize("kind", CHOICES)
 def test_every_choice_of_a_case_has_words(kind: Any) -> None:
     for choice in kind:
         assert shown(choice) != choice.value or choice is Strand.DISABILITY

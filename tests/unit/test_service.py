@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from referrals.case import Basis, Case, People, Record, Strand, shared_facts
 from referrals.delivery import (
     DeliveryStatus,
     Envelope,
@@ -27,8 +28,9 @@ from referrals.delivery import (
     RetryPolicy,
     next_attempt,
 )
-from referrals.directory import Directory
+from referrals.directory import Directory, Facts
 from referrals.directory_files import read_directory
+from referrals.eligibility import Assessment
 from referrals.errors import (
     AddressUnverified,
     CaseInvalid,
@@ -41,9 +43,11 @@ from referrals.errors import (
 from referrals.message import Sender
 from referrals.reference import referral_reference
 from referrals.rendering import environment
+from referrals.rules import Answer
 from referrals.samples import sample_case
 from referrals.service import LONGEST_MAILTO, Referral, Service, content_key, disclosure
 from referrals.settings import MailSettings
+from tests import oracle
 from tests.conftest import CONFIG, NOW, TEMPLATES, TODAY
 
 DIRECTORY = read_directory(CONFIG, TEMPLATES)
@@ -503,6 +507,78 @@ def test_other_facts_told_make_another_referral(
     put(raw, at, value)
 
     assert (key_of("victim-hardening", raw) != before) is another
+
+
+TYPED = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=12)
+DAYS = st.dates(date(1900, 1, 1), TODAY)
+PEOPLE = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": TYPED,
+        "date_of_birth": DAYS,
+        "address": TYPED,
+        "safe_contact": st.fixed_dictionaries(
+            {"method": TYPED, "times": TYPED}, optional={"avoid": TYPED}
+        ),
+    },
+)
+CASES = st.fixed_dictionaries(
+    {
+        "reference": st.just("SAMPLE-001"),
+        "referrer": st.just(RAW["referrer"]),
+        "location": st.fixed_dictionaries({}, optional={"area": TYPED, "place": TYPED}),
+        "incidents": st.lists(
+            st.fixed_dictionaries(
+                {"on": DAYS, "what": TYPED},
+                optional={"record": st.sampled_from(Record), "strand": st.sampled_from(Strand)},
+            ),
+            max_size=3,
+        ),
+        "people": st.fixed_dictionaries({}, optional=dict.fromkeys(People.model_fields, PEOPLE)),
+    },
+    optional={
+        "lawful_basis": st.fixed_dictionaries(
+            {"basis": st.sampled_from(Basis), "reason": TYPED, "recorded_by": TYPED, "on": DAYS}
+        ),
+        "overrides": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "code": TYPED,
+                    "reason": st.just("A sentence."),
+                    "authorised_by": TYPED,
+                    "on": DAYS,
+                }
+            ),
+            max_size=2,
+        ),
+    },
+)
+ANSWERS = st.dictionaries(
+    TYPED,
+    TYPED | st.booleans() | st.integers() | DAYS | st.datetimes() | st.lists(TYPED).map(tuple),
+    max_size=3,
+)
+
+
+@given(CASES, ANSWERS, st.sets(st.sampled_from(sorted(shared_facts()))), st.booleans())
+def test_what_a_referral_is_known_by_does_not_change(
+    raw: dict[str, Any], answers: dict[str, Answer], told: set[str], has_agency: bool
+) -> None:
+    """Outboxes hold such keys: with others, what is queued there would be queued again."""
+    intervention = DIRECTORY.intervention("mediation")
+    assessment = Assessment(
+        intervention=intervention.model_copy(
+            update={"facts": Facts(required=tuple(told)[:2], optional=tuple(told)[2:])}
+        ),
+        case=Case.model_validate(raw),
+        place=DIRECTORY.places[0],
+        agency=DIRECTORY.agencies["victim-care"] if has_agency else None,
+        answers=answers,
+        problems=(),
+        findings=(),
+    )
+
+    assert content_key(assessment) == oracle.content_key(assessment)
 
 
 # --- a mailto: link

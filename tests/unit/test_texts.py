@@ -81,11 +81,18 @@ def test_what_no_mail_client_can_show_is_refused(
     assert code_of(check, f"a{character}1") == "characters"
 
 
-def test_lengths_end_where_they_should() -> None:
-    assert as_text("x" * TEXT_LENGTH) == "x" * TEXT_LENGTH
-    assert code_of(as_text, "x" * (TEXT_LENGTH + 1)) == "too-long"
-    assert as_line("x" * LINE_LENGTH) == "x" * LINE_LENGTH
-    assert code_of(as_line, "x" * (LINE_LENGTH + 1)) == "too-long"
+@pytest.mark.parametrize(
+    ("check", "most"),
+    [
+        (as_text, TEXT_LENGTH),
+        (given_text, TEXT_LENGTH),
+        (as_line, LINE_LENGTH),
+        (given_line, LINE_LENGTH),
+    ],
+)
+def test_lengths_end_where_they_should(check: Callable[[Any], str], most: int) -> None:
+    assert check(f" {'x' * most} ") == "x" * most
+    assert code_of(check, "x" * (most + 1)) == "too-long"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\u2028", "\u2029"])
