@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 
@@ -63,6 +65,11 @@ class Submission:
     acknowledge_by: date
     outgoing: Outgoing
     detail: Mapping[str, Any]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the content, in hexadecimal. Once asked for it goes along into another process."""
+        return hashlib.sha256(self.outgoing.content).hexdigest()
 
 
 _ENHANCED = re.compile(r"^\s*([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)")

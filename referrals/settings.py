@@ -107,7 +107,7 @@ class Purge(StrEnum):
 class DeliverySettings(_Part):
     """How the queue is worked off."""
 
-    lanes: int = Field(8, ge=1, le=64)
+    lanes: int = Field(16, ge=1, le=64)
     rate_per_minute: int = Field(0, ge=0, le=1_000_000)
     first_wait_s: float = Field(60, gt=0, le=86_400)
     longest_wait_s: float = Field(14_400, gt=0, le=604_800)

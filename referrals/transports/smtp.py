@@ -60,10 +60,17 @@ _LOGIN_CODES = frozenset({530, 534, 535, 538})
 _PASSWORD_TRANSITION_NEEDED = 432
 _MECHANISM_UNKNOWN = 504
 
+# RFC 1870, RFC 2920, RFC 6152, RFC 6531
+_OF_USE = ("size", "pipelining", "8bitmime", "smtputf8")
+
 _FAULTS = (OSError, SMTPException, ValueError, RuntimeError, ReferralsError)
 
 _DRAFT_HEADER = re.compile(rb"^(X-Unsent|(?:Resent-)?Bcc)[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _LONGEST_LINE = 998 + len(b"\r\n")
+# Each begins with the octet that is looked for, which `re` leaps to: these read all of a message.
+_BARE_CR = re.compile(rb"\r(?!\n)")
+_BARE_LF = re.compile(rb"\n(?<!\r\n)")
+_LEADING_DOT = re.compile(rb"\.(?<=\n\.)")
 _ADDRESS = re.compile(r"[^\x00-\x20\x7f<>@]+@[^\x00-\x20\x7f<>@]+")
 
 P = ParamSpec("P")
@@ -217,6 +224,8 @@ class Session:
         self.stage = "connect"
         self.handed_over = False  # the final dot may have reached the relay
         self._link: Link | None = None  # once it is ready for mail
+        self._offered: frozenset[str] = frozenset()
+        self._limit_octets: int | None = None
         self._pipelines = False
         self._client = self._new_client()
 
@@ -254,9 +263,10 @@ class Session:
             self.stage = "login"
             await self._login(self._relay.username)
         self._link = Link.taken_over(self._client.protocol)
-        # RFC 2920; what was offered before STARTTLS or login is forgotten by then.
-        offered = self._client.supports_extension("pipelining")
-        self._pipelines = offered and self._manners.takes_groups
+        # What was offered before STARTTLS or login is forgotten by then.
+        self._offered = frozenset(one for one in _OF_USE if self._client.supports_extension(one))
+        self._limit_octets = self._size_limit()
+        self._pipelines = "pipelining" in self._offered and self._manners.takes_groups
 
     @_in_our_words
     async def submit(self, outgoing: Outgoing) -> Receipt:
@@ -420,8 +430,8 @@ class Session:
         """
         relay, content, envelope = self._name, outgoing.content, outgoing.envelope
         options = []
-        if self._client.supports_extension("size"):
-            limit = self._size_limit()
+        if "size" in self._offered:
+            limit = self._limit_octets
             if limit is not None and len(content) > limit:
                 raise PermanentDeliveryError(
                     f"The message is too big for {relay}: {len(content)} octets, and it takes "
@@ -430,7 +440,7 @@ class Session:
                 )
             options.append(b"SIZE=%d" % len(content))
         if not content.isascii():
-            if not self._client.supports_extension("8bitmime"):
+            if "8bitmime" not in self._offered:
                 raise PermanentDeliveryError(
                     f"{relay} takes 7-bit content only (no 8BITMIME), and this message is not.",
                     stage="sender",
@@ -439,7 +449,7 @@ class Session:
         for stage, address in (("sender", envelope.sender), ("recipient", envelope.recipient)):
             if address.isascii():
                 continue
-            if not self._client.supports_extension("smtputf8"):
+            if "smtputf8" not in self._offered:
                 raise PermanentDeliveryError(
                     f"The {stage}'s address holds letters outside ASCII, and {relay} does not "
                     "take those (no SMTPUTF8). Use an address in plain letters.",
@@ -468,7 +478,7 @@ class Session:
         link.write(b"%b\r\n%b\r\nDATA\r\n" % (mail, rcpt))
         for stage, first_digit, to_come in (("sender", 2, 2), ("recipient", 2, 1), ("data", 3, 0)):
             self.stage = stage
-            answer = await link.reply(self._relay.timeout_s)
+            answer = link.parsed() or await link.reply(self._relay.timeout_s)
             if answer.code == _OUT_OF_ORDER:
                 # Some answer what they can at once before what they think about.
                 self._manners.takes_groups = False
@@ -885,29 +895,18 @@ def _tls_context(relay: RelaySettings) -> ssl.SSLContext | None:
 def _refuse_unfit(outgoing: Outgoing) -> None:
     """Refuse what must not, or cannot, go out unchanged, before anybody is called."""
     content = outgoing.content
-    header = content.partition(b"\r\n\r\n")[0]
-    draft = _DRAFT_HEADER.search(header)
+    draft = _DRAFT_HEADER.search(content, 0, _end_of_header(content))
     if draft:
         raise MessageRefused(
             f"{outgoing.reference}: the message has a {draft[1].decode()} header, so it is a "
             "draft, and drafts are not submitted. Queue the referral itself."
         )
-    # Each of these ends in CR, LF or both; in both, if there are as many of each as lines.
-    lines = content.splitlines(keepends=True)
-    for unfit, what in (
-        (not content.endswith(b"\r\n"), "a last line that does not end in CRLF"),
-        (
-            not content.count(b"\r") == len(lines) == content.count(b"\n"),
-            "a line that does not end in CRLF",
-        ),
-        (b"\0" in content, "a NUL"),
-        (max(map(len, lines), default=0) > _LONGEST_LINE, "a line of more than 998 octets"),
-    ):
-        if unfit:
-            raise MessageRefused(
-                f"{outgoing.reference}: the message has {what}, which SMTP cannot carry "
-                "unchanged (RFC 5321 §2.3.8, §4.5.3.1.6). This is a fault in what composed it."
-            )
+    what = _unfit(content)
+    if what is not None:
+        raise MessageRefused(
+            f"{outgoing.reference}: the message has {what}, which SMTP cannot carry "
+            "unchanged (RFC 5321 §2.3.8, §4.5.3.1.6). This is a fault in what composed it."
+        )
     envelope = outgoing.envelope
     for stage, address in (("sender", envelope.sender), ("recipient", envelope.recipient)):
         if not (_ADDRESS.fullmatch(address) and _encodable(address) and len(address) <= 254):
@@ -916,6 +915,28 @@ def _refuse_unfit(outgoing: Outgoing) -> None:
                 "Correct it.",
                 stage=stage,
             )
+
+
+def _end_of_header(content: bytes) -> int:
+    end = content.find(b"\r\n\r\n")
+    return len(content) if end < 0 else end
+
+
+def _unfit(content: bytes) -> str | None:
+    """What SMTP can't carry unchanged, if anything."""
+    if not content.endswith(b"\r\n"):
+        return "a last line that does not end in CRLF"
+    if _BARE_CR.search(content) or _BARE_LF.search(content):
+        return "a line that does not end in CRLF"
+    if b"\0" in content:
+        return "a NUL"
+    # From the start of a line to the last end of one that is not too far away.
+    start, end = 0, len(content)
+    while end - start > _LONGEST_LINE:
+        start = content.rfind(b"\n", start, start + _LONGEST_LINE) + 1
+        if start == 0:
+            return "a line of more than 998 octets"
+    return None
 
 
 def _is_yes(first_digit: int, reply: SMTPResponse) -> bool:
@@ -929,8 +950,9 @@ def _is_yes(first_digit: int, reply: SMTPResponse) -> bool:
 
 def _stuffed(content: bytes) -> bytes:
     """Double the dot that begins a line (RFC 5321 §4.5.2)."""
-    stuffed = content.replace(b"\r\n.", b"\r\n..")
-    return b"." + stuffed if stuffed.startswith(b".") else stuffed
+    if _LEADING_DOT.search(content):
+        content = content.replace(b"\r\n.", b"\r\n..")
+    return b"." + content if content.startswith(b".") else content
 
 
 def _blocks(octets: bytes) -> Iterator[bytes]:

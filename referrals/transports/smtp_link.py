@@ -29,6 +29,7 @@ class Link(asyncio.Protocol):
         self._unread = unread
         self._is_lost = False
         self._news: asyncio.Future[None] | None = None  # something came, left or broke
+        self._alarm: asyncio.TimerHandle | None = None  # for the end of a wait, maybe a past one's
         self._loop = asyncio.get_running_loop()
 
     @classmethod
@@ -58,6 +59,9 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
         self._tell()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     def resume_writing(self) -> None:
         self._tell()
@@ -120,14 +124,22 @@ class Link(asyncio.Protocol):
         loop = self._loop
         if loop.time() >= until:
             raise SMTPTimeoutError("Timed out")
-        # Not `asyncio.timeout`: this is waited for three times a message.
+        # Not `asyncio.timeout`, and not an alarm for each wait: there are two waits or more a
+        # message, and hardly ever does one end by the clock.
+        if self._alarm is not None and self._alarm.when() > until:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._alarm is None:
+            self._alarm = loop.call_at(until, self._ring)
         self._news = loop.create_future()
-        timer = loop.call_at(until, self._tell)
         try:
             await self._news
         finally:
-            timer.cancel()
             self._news = None
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._tell()  # whoever waits by now looks at the clock, and waits again
 
     def parsed(self) -> SMTPResponse | None:
         """Take one reply off what is unread, if it is there to its last line."""

@@ -7,7 +7,7 @@ import base64
 import logging
 import socket
 import traceback
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -349,6 +349,58 @@ def test_nothing_in_quit_changes_the_outcome(quit_step: Step) -> None:
             return receipt.status
 
     assert run(scenario()) is DeliveryStatus.RELAYED
+
+
+@dataclass
+class Slow(ScriptedRelay):
+    """Takes its time over the content."""
+
+    pause_s: float = 0.5
+
+    async def _answer(
+        self,
+        name: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        usual: Step | None = None,
+    ) -> None:
+        if name == "content":
+            await asyncio.sleep(self.pause_s)
+        await super()._answer(name, reader, writer, usual)
+
+
+def test_each_wait_has_its_own_limit() -> None:
+    """The content may take longer than a command, and the command after it no longer than ever."""
+
+    async def scenario() -> None:
+        async with Slow() as relay:
+            transport = SmtpTransport(settings_for(relay, timeout_s=0.2), final_wait_s=60.0)
+            async with transport.session() as session:
+                await session.submit(OUTGOING)
+                relay.script = {"mail": Hang()}
+                error = await _fault_of(session.submit(OUTGOING))
+            assert_fault(error, TransientDeliveryError, "sender")
+            assert relay.contents == [CONTENT]
+
+    run(scenario(), limit_s=5.0)
+
+
+def test_the_content_is_waited_for_to_its_own_limit() -> None:
+    async def scenario() -> None:
+        async with Slow(pause_s=20.0) as relay:
+            transport = SmtpTransport(settings_for(relay, timeout_s=0.2), final_wait_s=0.6)
+            began = asyncio.get_running_loop().time()
+            error = await _fault_of(transport.deliver(OUTGOING))
+            assert asyncio.get_running_loop().time() - began >= 0.6
+            assert_fault(error, DeliveryUncertain, "content")
+
+    run(scenario(), limit_s=5.0)
+
+
+async def _fault_of(submitting: Coroutine[Any, Any, object]) -> DeliveryError:
+    with pytest.raises(DeliveryError) as caught:
+        await submitting
+    return caught.value
 
 
 def test_a_refusal_ends_politely() -> None:
@@ -953,6 +1005,27 @@ def test_unfit_content_is_refused_before_connecting(content: bytes) -> None:
             return relay.connections
 
     assert run(scenario()) == 0
+
+
+pieces = st.sampled_from(
+    [b"\r\n", b"\r\n", b"\r\n", b"\r", b"\n", b"\0", b".", b"x" * 997, b"x" * 998, b"x" * 60]
+)
+
+
+@given(st.lists(pieces, max_size=40).map(b"".join))
+def test_content_is_fit_if_each_of_its_lines_is(content: bytes) -> None:
+    """RFC 5321 §2.3.8, §4.5.3.1.6, line by line."""
+    fit = content.endswith(b"\r\n") and all(
+        len(line) <= 998 and not {*b"\r\n\0"} & {*line} for line in content.split(b"\r\n")
+    )
+
+    async def scenario() -> None:
+        nobody = SmtpTransport(RelaySettings(host="127.0.0.1", port=9, security=Security.NONE))
+        # Nobody is called before it was looked at.
+        with pytest.raises(TransientDeliveryError if fit else MessageRefused):
+            await nobody.deliver(replace(OUTGOING, content=content))
+
+    run(scenario())
 
 
 def test_a_body_may_speak_of_bcc() -> None:

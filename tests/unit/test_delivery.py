@@ -5,6 +5,8 @@ What a reply says, and the usual waits, are in test_service.py.
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from datetime import timedelta
 
 from hypothesis import given
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from referrals.delivery import JITTER, Reply, RetryPolicy, next_attempt
 from tests.conftest import NOW
+from tests.queued import submission
 
 waits = st.timedeltas(timedelta(seconds=1), timedelta(days=30))
 policies = st.builds(RetryPolicy, waits, waits, waits)
@@ -65,3 +68,16 @@ def test_any_reply_is_shown_on_one_line(code: int, text: str) -> None:
 
     assert shown.startswith(str(code))
     assert len(shown.splitlines()) == 1
+
+
+def test_a_digest_that_was_worked_out_goes_along_into_another_process() -> None:
+    """What took another processor's time is not done again."""
+    made = submission(1)
+    digest = hashlib.sha256(made.outgoing.content).hexdigest()
+    assert made.sha256 == digest
+
+    there = pickle.loads(pickle.dumps(made))
+
+    assert there == made
+    assert vars(there)["sha256"] == digest
+    assert made.outgoing.content not in repr(made).encode()
