@@ -11,6 +11,7 @@ see `drafts.Staging`) until every row was seen: if one is wrong, or we are stopp
 
 from __future__ import annotations
 
+import csv
 import os
 import pickle
 import tempfile
@@ -20,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic_core import PydanticCustomError
 
@@ -38,6 +39,7 @@ from referrals.reference import referral_reference
 from referrals.texts import as_reference, split_list
 
 if TYPE_CHECKING:
+    from referrals.case import Case
     from referrals.directory import Agency, Directory
     from referrals.eligibility import Assessment
     from referrals.row_files import RowFile
@@ -88,6 +90,7 @@ def check_row(
         return Checked(row.number, None, (), (), row.problems), []
     problems = [*row.problems, *problems]
     ready: list[Assessment] = []
+    case: Case | None = None
     try:
         case, place = service.read(raw)
     except CaseInvalid as error:
@@ -109,7 +112,7 @@ def check_row(
     going = [] if distinct else ready
     checked = Checked(
         row=row.number,
-        reference=_case_reference(raw.get("reference")),
+        reference=case.reference if case else _case_reference(raw.get("reference")),
         asked=asked,
         going=tuple((one.agency.id, one.intervention.id) for one in going if one.agency),
         problems=distinct,
@@ -279,6 +282,22 @@ def survey(
         for checked in looked:
             yield from seen.add(checked)
             yield None
+
+
+def error_writer(file: IO[str]) -> Callable[[RowError], None]:
+    """Begins a CSV of errors that Excel opens as it is; returns what adds one.
+
+    Args:
+        file: opened with `encoding="utf-8-sig", newline=""`.
+    """
+    writer = csv.writer(file)
+    writer.writerow(["row", "column", "what", "remedy", "code"])
+
+    def write(error: RowError) -> None:
+        one = error.problem
+        writer.writerow([error.row, one.where, one.what, one.remedy, one.code])
+
+    return write
 
 
 class Kept(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import filecmp
 import gc
 import os
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from referrals.cli.common import json_option, print_json, print_table
-from referrals.cli.faults import described, exit_code, problem_json, report
+from referrals.cli.faults import exit_code, report
 from referrals.delivery import DeliveryStatus
 from referrals.errors import (
     DeliveryError,
@@ -31,12 +30,15 @@ from referrals.errors import (
     DraftUnwritable,
     ReferralsError,
 )
+from referrals.telling import described, problem_json
 
 if TYPE_CHECKING:
     from referrals.batch import Made, Make, RowError, Survey
+    from referrals.delivery import Submission
     from referrals.drafts import Staging
+    from referrals.outboxes.sqlite import SqliteOutbox
     from referrals.row_files import RowFile
-    from referrals.service import Service
+    from referrals.service import Referral, Service
     from referrals.settings import RelaySettings, Settings
 
 GROUP = 500
@@ -230,9 +232,13 @@ def _draft(using: Service, staging: Staging) -> Make:
 
 def _submission(using: Service) -> Make:
     """`check_addresses` asks whether unverified ones were accepted, before any is queued."""
-    return lambda referral: using.submission(
-        referral, token=secrets.token_hex(8), accept_unverified=True
-    )
+
+    def make(referral: Referral) -> Submission:
+        made = using.submission(referral, token=secrets.token_hex(8), accept_unverified=True)
+        _ = made.sha256  # worked out here, where several processors are at it
+        return made
+
+    return make
 
 
 # Checking
@@ -277,7 +283,9 @@ def _check(
 
 @contextmanager
 def _error_file(path: Path | None) -> Iterator[Callable[[RowError], None]]:
-    """A CSV of the errors that Excel opens as it is; it replaces the one of an earlier run."""
+    """A CSV of the errors; it replaces the one of an earlier run."""
+    from referrals.batch import error_writer
+
     if path is None:
         yield lambda _: None
         return
@@ -285,14 +293,7 @@ def _error_file(path: Path | None) -> Iterator[Callable[[RowError], None]]:
         _replacing(path) as temporary,
         temporary.open("w", encoding="utf-8-sig", newline="") as file,
     ):
-        writer = csv.writer(file)
-        writer.writerow(["row", "column", "what", "remedy", "code"])
-
-        def write(error: RowError) -> None:
-            one = error.problem
-            writer.writerow([error.row, one.where, one.what, one.remedy, one.code])
-
-        yield write
+        yield error_writer(file)
 
 
 @contextmanager
@@ -413,21 +414,35 @@ class _Queued:
     before: Counter[DeliveryStatus] = field(default_factory=Counter)
 
 
+def _queue(job: _Job, made: Made, outbox: SqliteOutbox) -> _Queued:
+    """In groups: while one goes to the disk, the next is read."""
+    from referrals.bootstrap import now
+
+    queued = _Queued()
+    things = made.but(job.seen.wrong)
+    with job.progress.over("Queueing", job.seen.referrals) as step:
+        group = list(islice(things, GROUP))
+        while group:
+            answer = outbox.queue_soon(group, now())
+            group = list(islice(things, GROUP))
+            for one in answer.result():
+                queued.new += one.new
+                if not one.new:
+                    queued.before[one.status] += 1
+                step()
+    return queued
+
+
 def _send(job: _Job, made: Made, relay: RelaySettings, result: dict[str, Any]) -> int:
     """Queue them in groups, all of them before the first is submitted; then what is due."""
-    from referrals.bootstrap import now, open_outbox
+    from referrals.bootstrap import open_outbox
     from referrals.cli.keeping import purge_if_due
     from referrals.cli.queue import code_of, deliver_with
     from referrals.cli.relay import kept
 
     as_json = job.progress.as_json
-    queued = _Queued()
     with open_outbox(job.settings) as outbox:
-        for group in job.groups(made, "Queueing"):
-            for one in outbox.queue(group, now()):
-                queued.new += one.new
-                if not one.new:
-                    queued.before[one.status] += 1
+        queued = _queue(job, made, outbox)
         result |= {
             "queued": queued.new,
             "queued_before": {str(status): count for status, count in queued.before.items()},

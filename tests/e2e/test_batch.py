@@ -419,13 +419,13 @@ KILLED = """
 import os, signal, sys
 from referrals.cli import main
 from referrals.outboxes.sqlite import SqliteOutbox
-queue, calls = SqliteOutbox.queue, []
+queue, calls = SqliteOutbox.queue_soon, []
 def killed(self, *arguments):
     calls.append(1)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return queue(self, *arguments)
-SqliteOutbox.queue = killed
+SqliteOutbox.queue_soon = killed
 main(sys.argv[1:])
 """
 
