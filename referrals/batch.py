@@ -379,7 +379,7 @@ def check_addresses(seen: Survey, service: Service) -> None:
     if unverified:
         listed = "; ".join(f"{one.title}, {one.email}" for one in unverified)
         raise AddressUnverified(
-            f"Nobody has checked these addresses lately: {listed}. Ask whether they are right and "
-            "set verified_on in agencies.toml; or add --accept-unverified, which is recorded. "
-            "Nothing was queued."
+            f"Nobody has checked these addresses lately: {listed}. Ask whether they are right, "
+            "then `referrals directory verify AGENCY`; or add --accept-unverified, which is "
+            "recorded. Nothing was queued."
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +15,19 @@ from jinja2 import FileSystemBytecodeCache
 from jinja2.bccache import Bucket
 
 from referrals.directory_files import read_directory
+from referrals.outboxes.verified import Verified, read_verified
 from referrals.rendering import environment
 from referrals.service import Service
 from referrals.settings_sources import config_folder, templates_folder
 
 if TYPE_CHECKING:
+    from referrals.delivery import DeliveryStatus
     from referrals.outboxes.sqlite import SqliteOutbox
     from referrals.ports import Transport
-    from referrals.settings import RelaySettings, Settings
+    from referrals.queueing import Claimed, Outcome
+    from referrals.settings import DeliverySettings, RelaySettings, Settings
+    from referrals.verification import Verification
+    from referrals.worker import DeliveryOptions, Worker
 
 
 def now() -> datetime:
@@ -28,11 +35,57 @@ def now() -> datetime:
 
 
 def build_service(settings: Settings) -> Service:
-    """Raises ConfigurationError with every mistake in config/ and templates/."""
+    """The service with what is known now of the addresses.
+
+    Raises:
+        ConfigurationError: with every mistake in config/ and templates/.
+    """
+    return _knowing(_build(settings), read_verified(outbox_file(settings)))
+
+
+class LiveService:
+    """The service of a process that goes on, while others record what they learn of addresses."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigurationError, as `build_service` does."""
+        self._plain = _build(settings)
+        self._verified = Verified(outbox_file(settings))
+        self._known: tuple[tuple[Verification, ...], Service] = ((), self._plain)
+
+    def current(self) -> Service:
+        """With what is known now of the addresses. From any thread."""
+        recorded = self.recorded()
+        before, service = self._known
+        if recorded != before:
+            service = _knowing(self._plain, recorded)
+            self._known = recorded, service
+        return service
+
+    def recorded(self) -> tuple[Verification, ...]:
+        """What the outbox has of addresses; what config/ says is not in it."""
+        return self._verified.read()
+
+    def close(self) -> None:
+        self._verified.close()
+
+
+def _build(settings: Settings) -> Service:
     templates = templates_folder(settings)
     directory = read_directory(config_folder(settings), templates)
     letters = environment(templates, CompiledTemplates.of_user())
     return Service(directory, letters, settings.mail, now)
+
+
+def _knowing(service: Service, recorded: tuple[Verification, ...]) -> Service:
+    if not recorded:
+        return service
+    from referrals.verification import with_verifications
+
+    return dataclasses.replace(service, directory=with_verifications(service.directory, recorded))
+
+
+def outbox_file(settings: Settings) -> Path:
+    return settings.outbox / "outbox.sqlite3"
 
 
 def open_outbox(settings: Settings, actor: str | None = None) -> SqliteOutbox:
@@ -53,7 +106,7 @@ def open_outbox(settings: Settings, actor: str | None = None) -> SqliteOutbox:
             actor = getpass.getuser()
         except (KeyError, OSError):
             actor = f"uid {os.getuid()}"
-    return SqliteOutbox.open(settings.outbox / "outbox.sqlite3", actor)
+    return SqliteOutbox.open(outbox_file(settings), actor)
 
 
 class CompiledTemplates(FileSystemBytecodeCache):
@@ -66,8 +119,8 @@ class CompiledTemplates(FileSystemBytecodeCache):
     def of_user(cls) -> CompiledTemplates | None:
         try:
             base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            # Numbered anew whenever we compile them otherwise, as `rendering._OneCall` does.
-            folder = Path(base, "referrals", "templates-2")
+            # Numbered anew whenever we compile them otherwise, as `rendering._ShortWays` does.
+            folder = Path(base, "referrals", "templates-3")
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             about = folder.stat()
         except (OSError, RuntimeError):  # RuntimeError: there is no home
@@ -84,3 +137,42 @@ def build_transport(relay: RelaySettings) -> Transport:
     from referrals.transports.smtp import SmtpTransport
 
     return SmtpTransport(relay)
+
+
+def options_of(delivery: DeliverySettings) -> DeliveryOptions:
+    from referrals.delivery import RetryPolicy
+    from referrals.worker import DeliveryOptions
+
+    return DeliveryOptions(
+        lanes=delivery.lanes,
+        rate_per_minute=delivery.rate_per_minute,
+        policy=RetryPolicy(
+            first_wait=timedelta(seconds=delivery.first_wait_s),
+            longest_wait=timedelta(seconds=delivery.longest_wait_s),
+            give_up_after=timedelta(hours=delivery.give_up_after_h),
+        ),
+        hold_uncertain=delivery.on_uncertain == "hold",
+    )
+
+
+def build_worker(
+    outbox: SqliteOutbox,
+    relay: RelaySettings,
+    settings: Settings,
+    *,
+    told: Callable[[Claimed, DeliveryStatus, Outcome], None] = lambda *_: None,
+) -> Worker:
+    """To be built in the loop that it runs in."""
+    import random
+
+    from referrals.transports.smtp import SmtpTransport
+    from referrals.worker import Worker
+
+    return Worker(
+        outbox,
+        SmtpTransport(relay),
+        options_of(settings.delivery),
+        now=now,
+        jitter=lambda: random.uniform(-1, 1),  # noqa: S311 - spreads retries, no secret
+        told=told,
+    )

@@ -100,6 +100,13 @@ class Agency(_Entry):
             return False
         return today - self.verified_on <= timedelta(days=self.review_after_days)
 
+    @property
+    def check_again_by(self) -> date | None:
+        """The last day on which the address still counts as verified; None if nobody checked it."""
+        if self.verified_on is None:
+            return None
+        return self.verified_on + timedelta(days=self.review_after_days)
+
 
 class QuestionType(StrEnum):
     LINE = "line"

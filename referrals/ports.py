@@ -154,8 +154,9 @@ class Account(Protocol):
         reference: str | None = None,
         case_reference: str | None = None,
         limit: int = 1_000,
+        offset: int = 0,
     ) -> list[Held]:
-        """Messages, the newest first."""
+        """Messages, the newest first: `limit` of them after the first `offset`."""
         ...
 
     def attempts(self, message_id: int) -> list[Attempt]: ...

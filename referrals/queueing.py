@@ -80,6 +80,12 @@ class Attempt:
     relay: str | None
 
 
+RETRIABLE = (DeliveryStatus.DELAYED, DeliveryStatus.FAILED, DeliveryStatus.UNCERTAIN)
+CANCELLABLE = (DeliveryStatus.QUEUED, *RETRIABLE)
+ANSWERABLE = (DeliveryStatus.RELAYED, DeliveryStatus.UNCERTAIN)
+"""What a person may decide on, by status; `Held` knows the exceptions."""
+
+
 @dataclass(frozen=True)
 class Held:
     """A message in the outbox, without its content."""
@@ -102,3 +108,17 @@ class Held:
     acknowledge_by: date
     acknowledged_on: date | None
     purged_at: datetime | None
+
+    @property
+    def may_be_retried(self) -> bool:
+        return self.status in RETRIABLE and self.purged_at is None
+
+    @property
+    def may_be_cancelled(self) -> bool:
+        return self.status in CANCELLABLE
+
+    @property
+    def may_be_answered(self) -> bool:
+        """Whether the agency may have it, and has not answered as far as we know."""
+        arrived = self.status in ANSWERABLE or self.maybe_doubled
+        return arrived and self.acknowledged_on is None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _NOTED = "retention"
 _DAILY = timedelta(days=1)
+_ASK_EVERY = timedelta(minutes=10)
 _REFERENCE_LENGTH = len("K7QM-29TX-WCF4")
 _MOST_OF_A_HEADER = 64_000
 
@@ -104,6 +105,30 @@ def is_due(outbox: SqliteRetention, now: datetime) -> bool:
     """Whether the last purge was a day ago; or later than now, by a clock that was set back."""
     last = outbox.last_noted(_NOTED)
     return last is None or not last <= now < last + _DAILY
+
+
+def purge_if_due(outbox: SqliteRetention, settings: Settings, now: datetime) -> Retained | None:
+    """The daily purge, if it is switched on and a day has passed; None if not.
+
+    Raises:
+        OutboxUnusable, DraftUnwritable, OSError: it is tried again at the next call.
+    """
+    if settings.delivery.purge != "daily" or not is_due(outbox, now):
+        return None
+    return purge(outbox, settings, now)
+
+
+class Rarely:
+    """Says every ten minutes that it is time to look: for a process that comes round often."""
+
+    def __init__(self) -> None:
+        self._last: datetime | None = None
+
+    def __call__(self, now: datetime) -> bool:
+        if self._last is not None and self._last <= now < self._last + _ASK_EVERY:
+            return False
+        self._last = now
+        return True
 
 
 def old_drafts(outbox: Path, before: datetime) -> list[Path]:

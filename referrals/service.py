@@ -142,9 +142,9 @@ class Service:
         if not accept_unverified and not agency.is_verified(self.today(referral.assessment.place)):
             raise AddressUnverified(
                 f"{referral.intervention_id}: nobody has checked {agency.email} within "
-                f"{agency.review_after_days} days. Ask {agency.title} whether it is right and set "
-                "verified_on in agencies.toml; or add --accept-unverified, which is recorded."
-                + (f" Note: {agency.alert}" if agency.alert else "")
+                f"{agency.review_after_days} days. Ask {agency.title} whether it is right, then "
+                f"`referrals directory verify {agency.id}`; or add --accept-unverified, which is "
+                "recorded." + (f" Note: {agency.alert}" if agency.alert else "")
             )
         return agency.email
 

@@ -134,6 +134,7 @@ class Worker:
         self._told = told
         self._owner = owner_name()
         self._stopping = asyncio.Event()
+        self._woken = asyncio.Event()
         rate = options.rate_per_minute
         self._every = timedelta(minutes=1) / rate if rate else None
         self._turn = asyncio.Lock()  # of the one lane that waits for its place in the pace
@@ -141,6 +142,11 @@ class Worker:
     def stop(self) -> None:
         """Finish what is under way and take nothing new."""
         self._stopping.set()
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Have `watch` look at once: something may be due. Call it in the loop's own thread."""
+        self._woken.set()
 
     async def deliver_due(self, only: int | None = None) -> Report:
         """Try everything that is due, once. `only` names one message, to be tried due or not.
@@ -181,20 +187,22 @@ class Worker:
         """Deliver whatever becomes due, until `stop`.
 
         A relay that can't be reached or refuses us is tried again after a while, longer each time
-        up to five minutes.
+        up to five minutes. `wake` ends the wait, unless it refuses us: a password that is tried
+        too often may lock the account.
         """
         faults = 0
         while not self._stopping.is_set():
+            self._woken.clear()
             report = await self.deliver_due()
             seen(report)
             # One that took some, and then wants no more for now, is asked again soon.
             going = report.outcomes[DeliveryStatus.RELAYED] > 0
             faults = (1 if going else faults + 1) if report.relay_fault else 0
             pause_s = min(300.0, _POLL_S * 2 ** min(faults, 10)) if faults else _POLL_S
-            try:
-                await asyncio.wait_for(self._stopping.wait(), pause_s)
-            except TimeoutError:
-                continue
+            refused = isinstance(report.relay_fault, RelayRefused)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await (self._stopping if refused else self._woken).wait()
 
     async def _lane(self, owner: str, run: _Run, only: int | None) -> None:
         """Claim and attempt until nothing is due. The link is opened only once something is."""

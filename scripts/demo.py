@@ -14,11 +14,10 @@ from pathlib import Path
 
 import click
 
-from referrals.bootstrap import build_service, now, open_outbox
+from referrals.bootstrap import build_service, now, open_outbox, options_of
 from referrals.case_files import parse
 from referrals.cli.cases import print_assessment
 from referrals.cli.faults import report
-from referrals.cli.queue import options_of
 from referrals.cli.relay import print_arrived
 from referrals.drafts import drafts_folder, save_draft
 from referrals.errors import ConfigurationError, ReferralsError

@@ -19,7 +19,7 @@ def submission(number: int = 1, **changes: Any) -> Submission:
     ).encode()
     outgoing = Outgoing(
         changes.pop("reference", f"R-{number}"),
-        Envelope(SENDER, "agency@council.test"),
+        Envelope(SENDER, changes.pop("recipient", "agency@council.test")),
         changes.pop("content", content),
     )
     fields: dict[str, Any] = {

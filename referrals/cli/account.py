@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -12,6 +12,7 @@ from referrals.bootstrap import open_outbox
 from referrals.cli.common import json_option, print_json, print_table
 from referrals.cli.held import counted
 from referrals.settings_sources import read_settings
+from referrals.telling import chain_json, entry_json
 
 if TYPE_CHECKING:
     from referrals.audit import Entry, Noted
@@ -22,20 +23,6 @@ _Command = TypeVar("_Command")
 @click.group("audit")
 def audit_command() -> None:
     """The disclosure log: who told whom what kind of thing, when and on what ground."""
-
-
-def entry_json(entry: Entry) -> dict[str, Any]:
-    return {
-        "number": entry.number,
-        "at": entry.at.isoformat(),
-        "actor": entry.actor,
-        "action": entry.action,
-        "reference": entry.reference,
-        "case_reference": entry.case_reference,
-        "detail": dict(entry.detail),
-        "before": entry.before,
-        "hash": entry.hash,
-    }
 
 
 def _filters(command: _Command) -> _Command:
@@ -147,40 +134,22 @@ def audit_verify(expect: Noted | None, as_json: bool) -> None:
     \b
     Example: referrals audit verify --expect 1204:5f3c0a8e91d2b764
     """
-    from referrals.audit import FIRST, Noted, verify
-
-    last: list[Entry] = []
-
-    def watched(entries: Iterator[Entry]) -> Iterator[Entry]:
-        for entry in entries:
-            last[:] = [entry]
-            yield entry
-
     with open_outbox(read_settings()) as outbox:
-        breaks = list(verify(watched(outbox.audit()), expect))
-    end = Noted(last[0].number, last[0].hash) if last else Noted(0, FIRST)
+        chain = chain_json(outbox.audit(), expect)
     if as_json:
-        print_json(
-            {
-                "ok": not breaks,
-                "entries": end.number,
-                "last_hash": end.hash,
-                "noted": str(end),
-                "expected": str(expect) if expect else None,
-                "breaks": [{"number": one.number, "what": one.what} for one in breaks],
-            }
-        )
+        print_json(chain)
     else:
-        for one in breaks:
-            click.echo(f"{click.style('broken', fg='red', bold=True)} at {one.number}: {one.what}")
-        entries = counted(end.number, "entry", "entries")
-        if not breaks:
+        for one in chain["breaks"]:
+            where = f"{click.style('broken', fg='red', bold=True)} at {one['number']}"
+            click.echo(f"{where}: {one['what']}")
+        entries = counted(chain["entries"], "entry", "entries")
+        if chain["ok"]:
             click.echo(f"The log is whole: {entries}.")
         elif expect:
             click.echo(f"The log was tampered with, or the note is another log's: {entries}.")
         else:
             click.echo(f"The log was tampered with: {entries}.")
-        if not breaks:
-            click.echo(f"Its end, to note elsewhere and give to --expect later: {end}")
-    if breaks:
+        if chain["ok"]:
+            click.echo(f"Its end, to note elsewhere and give to --expect later: {chain['noted']}")
+    if not chain["ok"]:
         raise click.exceptions.Exit(12)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
@@ -18,24 +17,8 @@ from referrals.cli.common import (
     read_case_file,
     service,
 )
-from referrals.cli.faults import finding_json, problem_json
 from referrals.eligibility import Assessment
-
-
-def assessment_json(assessment: Assessment) -> dict[str, Any]:
-    agency = assessment.agency
-    return {
-        "intervention": assessment.intervention.id,
-        "fits": assessment.fits,
-        "may_fit": assessment.may_fit,
-        "ready": assessment.ready,
-        "agency": {"id": agency.id, "title": agency.title, "email": agency.email}
-        if agency
-        else None,
-        "problems": [problem_json(problem) for problem in assessment.problems],
-        "findings": [finding_json(finding) for finding in assessment.findings],
-    }
-
+from referrals.telling import assessment_json
 
 _OF_THE_ADDRESS = ("GEN-004", "GEN-005")
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from referrals import errors
-from referrals.rules import Finding
-
-if TYPE_CHECKING:
-    from referrals.delivery import Reply
+from referrals.telling import described
 
 _EXIT_CODES: tuple[tuple[type[errors.ReferralsError], int], ...] = (
     (errors.ReferralBlocked, 4),
@@ -57,7 +55,7 @@ def report(error: Exception, as_json: bool) -> int:
     return 1
 
 
-def _say(described_error: dict[str, Any], as_json: bool) -> None:
+def _say(described_error: Mapping[str, Any], as_json: bool) -> None:
     from referrals.cli import wants_colour
 
     if as_json:
@@ -65,44 +63,3 @@ def _say(described_error: dict[str, Any], as_json: bool) -> None:
     else:
         text = click.style("Error: ", fg="red", bold=True) + described_error["message"]
         click.echo(text, err=True, color=wants_colour())
-
-
-def described(error: errors.ReferralsError) -> dict[str, Any]:
-    """An error as JSON: code, message and, if there are some, problems and findings."""
-    made: dict[str, Any] = {"code": error.code, "message": str(error)}
-    if isinstance(error, errors.CaseInvalid | errors.ConfigurationError | errors.ReferralBlocked):
-        made["problems"] = [problem_json(problem) for problem in error.problems]
-    if isinstance(error, errors.ReferralBlocked):
-        made["intervention"] = error.intervention_id
-        made["findings"] = [finding_json(finding) for finding in error.findings]
-    if isinstance(error, errors.DeliveryError):
-        made["stage"] = error.stage
-        reply = error.reply
-        made["reply"] = reply_json(reply) if reply else None
-    return made
-
-
-def reply_json(reply: Reply) -> dict[str, Any]:
-    return {"code": reply.code, "enhanced": reply.enhanced, "text": reply.text}
-
-
-def problem_json(problem: errors.Problem) -> dict[str, str]:
-    return {
-        "where": problem.where,
-        "what": problem.what,
-        "remedy": problem.remedy,
-        "code": problem.code,
-    }
-
-
-def finding_json(finding: Finding) -> dict[str, Any]:
-    return {
-        "code": finding.code,
-        "level": str(finding.level),
-        "text": finding.text,
-        "source": finding.source,
-        "where": finding.where,
-        "missing": finding.missing,
-        "overridable": finding.overridable,
-        "overridden": finding.override is not None,
-    }

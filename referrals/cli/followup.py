@@ -13,9 +13,10 @@ import click
 from referrals import bootstrap
 from referrals.bootstrap import open_outbox
 from referrals.cli.common import json_option, print_json
-from referrals.cli.held import counted, days_words, held_json
+from referrals.cli.held import counted, days_words
 from referrals.delivery import DeliveryStatus
 from referrals.errors import DraftError, NotInOutbox, NotPossibleNow
+from referrals.telling import agency_title, held_json, late_json, when_late
 from referrals.texts import day_words
 
 if TYPE_CHECKING:
@@ -167,30 +168,10 @@ def _exit(reminded: dict[str, _Reminded]) -> None:
         raise click.exceptions.Exit(7)
 
 
-def _agency(held: Held, directory: Directory) -> str:
-    agency = directory.agencies.get(held.agency)
-    return agency.title if agency else held.agency
-
-
-def _next(held: Held, directory: Directory) -> str:
-    from referrals.reminder import why_not
-
-    why = why_not(held, directory)
-    if why is not None:
-        return why
-    if held.status is DeliveryStatus.UNCERTAIN:
-        return "it may not have arrived: ring, then ack or outbox retry"
-    return "remind them"
-
-
 def _late_json(
     held: Held, directory: Directory, today: date, reminded: dict[str, _Reminded]
 ) -> dict[str, Any]:
-    told = held_json(held) | {
-        "agency_title": _agency(held, directory),
-        "days_late": (today - held.acknowledge_by).days,
-        "next_step": _next(held, directory),
-    }
+    told: dict[str, Any] = {**late_json(held, directory, today)}
     if held.reference in reminded:
         one = reminded[held.reference]
         draft = one.draft
@@ -205,9 +186,9 @@ def _print_late(late: list[Held], directory: Directory, today: date) -> None:
         click.echo("Nothing is overdue.")
         return
     for one in late:
-        agency = _agency(one, directory)
+        agency = agency_title(one, directory)
         overdue = f"{days_words((today - one.acknowledge_by).days)} late"
-        next_step = _next(one, directory)
+        next_step = when_late(one, directory)
         if sys.stdout.isatty():
             click.echo(f"{click.style(agency, bold=True)}: {overdue}")
             click.echo(f"  {one.reference} {one.intervention}, case {one.case_reference}")
@@ -231,7 +212,7 @@ def _print_drafts(late: list[Held], directory: Directory, reminded: dict[str, _R
         click.echo(f"{click.style(reference, bold=True)} {held.intervention}: {state}")
         if one.draft is not None:
             click.echo(f"  {one.draft.path}")
-            click.echo(f"  to {_agency(held, directory)}, {held.recipient}")
+            click.echo(f"  to {agency_title(held, directory)}, {held.recipient}")
         else:
             click.echo(f"  {one.why_not}")
         if agency is not None and agency.alert:

@@ -1,9 +1,9 @@
-"""How a message in the outbox is told: as JSON, and in words with what to do next."""
+"""How a message in the outbox is told: in words, with what to do next."""
 
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from referrals.delivery import DeliveryStatus
 from referrals.texts import day_words
@@ -17,41 +17,6 @@ COLOURS = {
     DeliveryStatus.UNCERTAIN: "yellow",
     DeliveryStatus.DELAYED: "yellow",
 }
-
-
-def held_json(held: Held) -> dict[str, Any]:
-    return {
-        "reference": held.reference,
-        "case_reference": held.case_reference,
-        "intervention": held.intervention,
-        "agency": held.agency,
-        "to": held.recipient,
-        "status": str(held.status),
-        "attempts": held.attempts,
-        "may_arrive_twice": held.maybe_doubled,
-        "queued_at": held.queued_at.isoformat(),
-        "due_at": held.due_at.isoformat() if held.due_at else None,
-        "relayed_at": held.relayed_at.isoformat() if held.relayed_at else None,
-        "acknowledge_by": held.acknowledge_by.isoformat(),
-        "acknowledged_on": held.acknowledged_on.isoformat() if held.acknowledged_on else None,
-        "message_id": held.message_id,
-        "sha256": held.sha256,
-        "size": held.size,
-        "purged_at": held.purged_at.isoformat() if held.purged_at else None,
-    }
-
-
-def attempt_json(attempt: Attempt) -> dict[str, Any]:
-    return {
-        "started_at": attempt.started_at.isoformat(),
-        "ended_at": attempt.ended_at.isoformat() if attempt.ended_at else None,
-        "outcome": attempt.outcome,
-        "stage": attempt.stage,
-        "code": attempt.code,
-        "enhanced": attempt.enhanced,
-        "words": attempt.words,
-        "relay": attempt.relay,
-    }
 
 
 def attempt_words(attempt: Attempt) -> str:

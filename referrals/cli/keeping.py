@@ -11,20 +11,18 @@ import click
 
 from referrals import bootstrap
 from referrals.bootstrap import open_outbox
-from referrals.cli.account import entry_json
 from referrals.cli.common import json_option, print_json
 from referrals.cli.held import (
-    attempt_json,
     attempt_words,
     counted,
     days_words,
-    held_json,
     moment_words,
     told_status,
 )
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox, ReferralsError
 from referrals.settings_sources import read_settings
+from referrals.telling import attempt_json, entry_json, held_json
 from referrals.texts import day_words
 
 if TYPE_CHECKING:
@@ -125,21 +123,17 @@ def _warn_of_unfinished(done: Retained, settings: Settings, now: datetime) -> No
 
 
 def purge_if_due(outbox: SqliteOutbox, settings: Settings) -> Retained | None:
-    """The daily purge, if it is switched on and a day has passed; None if not.
-
-    It never keeps anybody from delivering: what goes wrong is said on standard error.
-    """
+    """The daily purge, which never keeps anybody from delivering: faults go to standard error."""
     from referrals import retention
 
     now = bootstrap.now()
     try:
-        if settings.delivery.purge != "daily" or not retention.is_due(outbox, now):
-            return None
-        done = retention.purge(outbox, settings, now)
+        done = retention.purge_if_due(outbox, settings, now)
     except (ReferralsError, OSError) as error:
         click.echo(f"Old content was not purged: {error}", err=True)
         return None
-    _warn_of_unfinished(done, settings, now)
+    if done is not None:
+        _warn_of_unfinished(done, settings, now)
     return done
 
 

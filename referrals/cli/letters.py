@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from referrals.cli.cases import assessment_json, print_assessment
+from referrals.cli.cases import print_assessment
 from referrals.cli.common import (
     case_argument,
     case_options,
@@ -20,10 +20,11 @@ from referrals.cli.common import (
     read_case_file,
     service,
 )
-from referrals.cli.faults import described, exit_code, finding_json, report
+from referrals.cli.faults import exit_code, report
 from referrals.drafts import Draft, drafts_folder, save_draft
 from referrals.errors import DraftError, ReferralsError
 from referrals.service import Referral
+from referrals.telling import assessment_json, described, headers_of, referral_json
 
 
 @click.command("preview")
@@ -65,7 +66,7 @@ def preview_command(
             | {
                 "text": referral.letter.text,
                 "html": referral.letter.html,
-                "headers": _headers(using.draft(referral)),
+                "headers": headers_of(using.draft(referral)),
                 "mailto": link,
             }
         )
@@ -88,7 +89,7 @@ def preview_command(
         case "eml":
             sys.stdout.buffer.write(using.draft(referral))
         case _:
-            for name, value in _headers(using.draft(referral)).items():
+            for name, value in headers_of(using.draft(referral)).items():
                 click.echo(f"{click.style(name, bold=True)}: {value}")
             if not referral.agency.email:
                 click.echo(f"{click.style('To', bold=True)}: (empty: for you to address)")
@@ -96,27 +97,6 @@ def preview_command(
             if referral.assessment.findings and sys.stdout.isatty():
                 click.echo("\n" + click.style("Not part of the e-mail:", bold=True))
                 print_findings(referral.assessment.findings)
-
-
-def _headers(content: bytes) -> dict[str, str]:
-    from email import message_from_bytes
-    from email.policy import default
-
-    message = message_from_bytes(content, policy=default)
-    wanted = ("From", "Reply-To", "To", "Subject", "X-Protective-Marking")
-    return {name: str(message[name]) for name in wanted if message[name]}
-
-
-def referral_json(referral: Referral) -> dict[str, Any]:
-    return {
-        "reference": referral.reference,
-        "intervention": referral.intervention_id,
-        "agency": {"id": referral.agency.id, "title": referral.agency.title},
-        "to": referral.agency.email,
-        "subject": referral.letter.subject,
-        "acknowledge_by": referral.acknowledge_by.isoformat(),
-        "findings": [finding_json(finding) for finding in referral.assessment.findings],
-    }
 
 
 @click.command("draft")

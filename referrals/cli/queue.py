@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,11 +15,9 @@ from referrals.bootstrap import open_outbox
 from referrals.cli.common import json_option, print_json, print_table
 from referrals.cli.held import (
     COLOURS,
-    attempt_json,
     attempt_words,
     counted,
     days_words,
-    held_json,
     moment_words,
     next_step,
     told_status,
@@ -30,19 +27,18 @@ from referrals.cli.relay import configured_relay
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox
 from referrals.settings_sources import read_settings
+from referrals.telling import attempt_json, held_json
 from referrals.texts import day_words
 
 if TYPE_CHECKING:
-    from referrals.delivery import RetryPolicy
     from referrals.outboxes.sqlite import SqliteOutbox
     from referrals.queueing import Claimed, Held, Outcome
     from referrals.retention import Retained
-    from referrals.settings import DeliverySettings, RelaySettings, Settings
-    from referrals.worker import DeliveryOptions, Report, Worker
+    from referrals.settings import RelaySettings, Settings
+    from referrals.worker import Report, Worker
 
 _STATUSES = click.Choice([str(status) for status in DeliveryStatus if status != "drafted"])
 _REFERENCE = "REFERENCE"
-_ASK_EVERY = timedelta(minutes=10)
 
 
 @click.group("outbox")
@@ -195,27 +191,6 @@ outbox_command.command("cancel", help="Keep a message that is not relayed from b
 # Delivering
 
 
-def policy_of(delivery: DeliverySettings) -> RetryPolicy:
-    from referrals.delivery import RetryPolicy
-
-    return RetryPolicy(
-        first_wait=timedelta(seconds=delivery.first_wait_s),
-        longest_wait=timedelta(seconds=delivery.longest_wait_s),
-        give_up_after=timedelta(hours=delivery.give_up_after_h),
-    )
-
-
-def options_of(delivery: DeliverySettings) -> DeliveryOptions:
-    from referrals.worker import DeliveryOptions
-
-    return DeliveryOptions(
-        lanes=delivery.lanes,
-        rate_per_minute=delivery.rate_per_minute,
-        policy=policy_of(delivery),
-        hold_uncertain=delivery.on_uncertain == "hold",
-    )
-
-
 def deliver_with(
     outbox: SqliteOutbox,
     relay: RelaySettings,
@@ -227,17 +202,7 @@ def deliver_with(
 
     A second Ctrl-C ends it at once; what it was submitting is then uncertain.
     """
-    from referrals.transports.smtp import SmtpTransport
-    from referrals.worker import Worker
-
-    worker = Worker(
-        outbox,
-        SmtpTransport(relay),
-        options_of(settings.delivery),
-        now=bootstrap.now,
-        jitter=lambda: random.uniform(-1, 1),  # noqa: S311 - spreads retries, no secret
-        told=told,
-    )
+    worker = bootstrap.build_worker(outbox, relay, settings, told=told)
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
@@ -330,20 +295,20 @@ class _Watcher:
     """Called after each round of `deliver --watch`: tells of a fault, and purges once a day."""
 
     def __init__(self, outbox: SqliteOutbox, settings: Settings, as_json: bool) -> None:
+        from referrals.retention import Rarely
+
         self._outbox = outbox
         self._settings = settings
         self._as_json = as_json
         self._fault = ""
-        self._asked: datetime | None = None
+        self._is_time = Rarely()
 
     def __call__(self, report: Report) -> None:
         fault = str(report.relay_fault or "")
         if fault and fault != self._fault and not self._as_json:
             click.echo(f"Waiting: {fault}", err=True)
         self._fault = fault
-        now = bootstrap.now()
-        if self._asked is None or not self._asked <= now < self._asked + _ASK_EVERY:
-            self._asked = now
+        if self._is_time(bootstrap.now()):
             purge_if_due(self._outbox, self._settings)
 
 

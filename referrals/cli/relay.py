@@ -21,8 +21,6 @@ from referrals.cli.common import (
     print_json,
     read_case_file,
 )
-from referrals.cli.faults import reply_json
-from referrals.cli.letters import referral_json
 from referrals.delivery import DeliveryStatus, Reply
 from referrals.errors import (
     ConfigurationError,
@@ -33,6 +31,7 @@ from referrals.errors import (
     TransientDeliveryError,
 )
 from referrals.settings import RelaySettings
+from referrals.telling import referral_json, reply_json
 
 if TYPE_CHECKING:
     from referrals.outboxes.sqlite import SqliteOutbox

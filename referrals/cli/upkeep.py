@@ -184,7 +184,7 @@ def _examined(settings: Settings) -> tuple[list[Problem], list[str]]:
             elif not agency.is_verified(today):
                 notes.append(
                     f"{agency.title}: {agency.email} was not verified within "
-                    f"{agency.review_after_days} days. Ask, then set verified_on in agencies.toml."
+                    f"{agency.review_after_days} days. Ask, then `referrals directory verify {agency.id}`."
                 )
     faults += _folder_faults(settings.outbox)
     if not settings.relay.host:

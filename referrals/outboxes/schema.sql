@@ -1,4 +1,4 @@
--- Version 2; `migrate_2.sql` makes it of version 1. Times are UTC, in whole microseconds since 1970: they sort and index as they are.
+-- Version 3; `migrate_2.sql` and `migrate_3.sql` make it of older ones. Times are UTC, in whole microseconds since 1970: they sort and index as they are.
 
 CREATE TABLE message (
     id              INTEGER PRIMARY KEY,
@@ -76,6 +76,15 @@ CREATE TABLE audit (
 ) STRICT;
 
 CREATE INDEX audit_case ON audit (case_reference);
+
+-- That somebody asked the agency whether this very address is theirs.
+CREATE TABLE verification (
+    agency      TEXT NOT NULL,
+    address     TEXT NOT NULL,
+    verified_on TEXT NOT NULL,
+    verified_by TEXT NOT NULL,
+    PRIMARY KEY (agency, address)
+) STRICT, WITHOUT ROWID;
 
 CREATE TRIGGER content_is_immutable BEFORE UPDATE ON content
 BEGIN SELECT RAISE(ABORT, 'queued bytes are immutable'); END;

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,13 +21,13 @@ from referrals.delivery import (
 from referrals.errors import LeaseLost
 from referrals.outboxes.sqlite_account import MICROSECOND, micros, moment
 from referrals.outboxes.sqlite_file import nothing
-from referrals.outboxes.sqlite_retention import SqliteRetention
+from referrals.outboxes.sqlite_verifications import SqliteVerifications
 from referrals.queueing import Claimed, NotYet, Outcome, Queued
 
 _Row = tuple[Any, ...]
 
 
-class SqliteOutbox(SqliteRetention):
+class SqliteOutbox(SqliteVerifications):
     """`ports.Outbox` in one file. Every method waits until its change is on the disk.
 
     All of them raise OutboxUnusable when the disk, SQLite or another process says no; then nothing
@@ -44,7 +44,11 @@ class SqliteOutbox(SqliteRetention):
 
     def queue(self, submissions: Sequence[Submission], now: datetime) -> list[Queued]:
         """Put finished messages into the queue, all or none; on the disk when this returns."""
-        return self._do(lambda db: self._queue(db, submissions, now))
+        return self.queue_soon(submissions, now).result()
+
+    def queue_soon(self, submissions: Sequence[Submission], now: datetime) -> Future[list[Queued]]:
+        """As `queue`, but on the disk when the answer is there."""
+        return self._ask(lambda db: self._queue(db, submissions, now))
 
     def known(self, content_keys: Iterable[str]) -> dict[str, Queued]:
         """Which of these were queued before, and what became of them."""
@@ -80,7 +84,7 @@ class SqliteOutbox(SqliteRetention):
             answers.append(Queued(number, new=True, status=DeliveryStatus.QUEUED))
             outgoing = one.outgoing
             envelope, content = outgoing.envelope, outgoing.content
-            digest = hashlib.sha256(content).hexdigest()
+            digest = one.sha256
             messages.append(
                 (
                     number,

@@ -13,11 +13,12 @@ from referrals.audit import FIRST, Entry, new_entry
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox, NotPossibleNow
 from referrals.outboxes.sqlite_file import SqliteFile
-from referrals.queueing import Attempt, Held
+from referrals.queueing import ANSWERABLE, CANCELLABLE, RETRIABLE, Attempt, Held
 
 MICROSECOND = timedelta(microseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+_OF_CASE = ("", "WHERE case_reference = :case")
 _columns = attrgetter(*(one.name for one in fields(Entry)))
 
 
@@ -40,6 +41,7 @@ class SqliteAccount(SqliteFile):
         reference: str | None = None,
         case_reference: str | None = None,
         limit: int = 1_000,
+        offset: int = 0,
     ) -> list[Held]:
         """Messages, the newest first."""
         wanted = {
@@ -51,8 +53,8 @@ class SqliteAccount(SqliteFile):
         given = {key: value for key, value in wanted.items() if value is not None}
         where = " AND ".join(f"{key} = :{key}" for key in given) or "TRUE"
         rows = self._read(
-            f"SELECT * FROM message WHERE {where} ORDER BY id DESC LIMIT :limit",  # noqa: S608 - our own column names
-            {**given, "limit": limit},
+            f"SELECT * FROM message WHERE {where} ORDER BY id DESC LIMIT :limit OFFSET :offset",  # noqa: S608 - our own column names
+            {**given, "limit": limit, "offset": offset},
         )
         return [held_of(row) for row in rows]
 
@@ -91,7 +93,6 @@ class SqliteAccount(SqliteFile):
         Raises:
             NotInOutbox, NotPossibleNow.
         """
-        allowed = (DeliveryStatus.DELAYED, DeliveryStatus.FAILED, DeliveryStatus.UNCERTAIN)
 
         def change(db: sqlite3.Connection, row: sqlite3.Row) -> None:
             if row["purged_at"] is not None:
@@ -101,7 +102,7 @@ class SqliteAccount(SqliteFile):
                 (micros(now), row["id"]),
             )
 
-        return self._decide(reference, "retried", allowed, now, change, newest=True)
+        return self._decide(reference, "retried", RETRIABLE, now, change, newest=True)
 
     def cancel(self, reference: str, now: datetime) -> Held:
         """Keep a message that is not yet relayed from being tried (again).
@@ -109,12 +110,6 @@ class SqliteAccount(SqliteFile):
         Raises:
             NotInOutbox, NotPossibleNow.
         """
-        allowed = (
-            DeliveryStatus.QUEUED,
-            DeliveryStatus.DELAYED,
-            DeliveryStatus.FAILED,
-            DeliveryStatus.UNCERTAIN,
-        )
 
         def change(db: sqlite3.Connection, row: sqlite3.Row) -> None:
             # Its key is free again: the same referral may be queued once more.
@@ -124,7 +119,7 @@ class SqliteAccount(SqliteFile):
                 (row["id"],),
             )
 
-        return self._decide(reference, "cancelled", allowed, now, change)
+        return self._decide(reference, "cancelled", CANCELLABLE, now, change)
 
     def acknowledge(self, reference: str, on: date, now: datetime) -> Held:
         """Record that the agency has answered: so it has arrived.
@@ -132,7 +127,6 @@ class SqliteAccount(SqliteFile):
         Raises:
             NotInOutbox, NotPossibleNow: it is not relayed, and can't have arrived either.
         """
-        allowed = (DeliveryStatus.RELAYED, DeliveryStatus.UNCERTAIN)
 
         def change(db: sqlite3.Connection, row: sqlite3.Row) -> None:
             db.execute(
@@ -142,7 +136,9 @@ class SqliteAccount(SqliteFile):
                 (on.isoformat(), micros(now), row["id"]),
             )
 
-        return self._decide(reference, "acknowledged", allowed, now, change, or_maybe_arrived=True)
+        return self._decide(
+            reference, "acknowledged", ANSWERABLE, now, change, or_maybe_arrived=True
+        )
 
     def _decide(
         self,
@@ -251,6 +247,24 @@ class SqliteAccount(SqliteFile):
         with self._reader() as reader:
             for row in reader.execute(f"SELECT * FROM audit {where} ORDER BY number", values):  # noqa: S608 - ours
                 yield Entry(*row)
+
+    def newest_entries(
+        self, case_reference: str | None = None, *, limit: int, offset: int = 0
+    ) -> list[Entry]:
+        """Entries of the audit, or those of one case, the newest first."""
+        rows = self._read(
+            f"SELECT * FROM audit {_OF_CASE[case_reference is not None]}"  # noqa: S608 - ours
+            " ORDER BY number DESC LIMIT :limit OFFSET :offset",
+            {"case": case_reference, "limit": limit, "offset": offset},
+        )
+        return [Entry(*row) for row in rows]
+
+    def count_entries(self, case_reference: str | None = None) -> int:
+        [row] = self._read(
+            f"SELECT count(*) FROM audit {_OF_CASE[case_reference is not None]}",  # noqa: S608 - ours
+            {"case": case_reference},
+        )
+        return int(row[0])
 
 
 def micros(when: datetime) -> int:

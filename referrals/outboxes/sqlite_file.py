@@ -33,7 +33,7 @@ from typing import Any, Self, TypeVar
 
 from referrals.errors import OutboxUnusable
 
-VERSION = 2
+VERSION = 3
 _PATIENCE_S = 20.0
 _MOST_IN_ONE_TRANSACTION = 1_000
 

@@ -1,0 +1,56 @@
+"""Which addresses somebody of ours has asked about: kept with the audit, in one transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from referrals.errors import NotPossibleNow
+from referrals.outboxes.sqlite_retention import SqliteRetention
+
+if TYPE_CHECKING:
+    from referrals.verification import Verification
+
+
+class SqliteVerifications(SqliteRetention):
+    """`outboxes.verified` reads what this writes."""
+
+    def verify(self, one: Verification, now: datetime) -> None:
+        """Record it, in place of what was recorded of that agency and address before."""
+        on = one.on.isoformat()
+
+        def run(db: sqlite3.Connection) -> None:
+            db.execute(
+                "INSERT INTO verification VALUES (?, ?, ?, ?) ON CONFLICT (agency, address)"
+                " DO UPDATE SET verified_on = excluded.verified_on,"
+                " verified_by = excluded.verified_by",
+                (one.agency, one.address, on, one.by),
+            )
+            detail = {"agency": one.agency, "address": one.address, "on": on, "by": one.by}
+            self._log(db, now, "address verified", "", "", detail)
+
+        self._do(run)
+
+    def withdraw(self, agency: str, address: str, now: datetime) -> None:
+        """Take a record back; what config/ says stays.
+
+        Raises:
+            NotPossibleNow: there is none.
+        """
+
+        def run(db: sqlite3.Connection) -> None:
+            row = db.execute(
+                "DELETE FROM verification WHERE agency = ? AND address = ?"
+                " RETURNING verified_on, verified_by",
+                (agency, address),
+            ).fetchone()
+            if row is None:
+                raise NotPossibleNow(
+                    f"{agency}: nothing is recorded here of {address}, so nothing can be taken "
+                    "back. A verified_on in agencies.toml is changed there."
+                )
+            detail = {"agency": agency, "address": address, "on": row[0], "by": row[1]}
+            self._log(db, now, "address verification withdrawn", "", "", detail)
+
+        self._do(run)
