@@ -1,7 +1,8 @@
 """All the speed that we promise, as ratios from one run: `make bench`.
 
 First the start of a command, beside Python's; then whole jobs, beside other programs that are made
-for them and beside what the machine can do at most; then whether many rows cost more each than few.
+for them and beside what the machine can do at most; then whether many rows cost more each than few;
+then the page, beside a page that does nothing.
 docs/benchmarks.md says what is measured and how fair it is. Exits 1 when a target is missed.
 """
 
@@ -15,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import cold_start, scale
+from benchmarks import cold_start, page, scale
 from benchmarks.measure import Contest, Plan, Program, Target
 from benchmarks.programs import PEERS, SESSIONS, Workshop, check_same_letter
 
@@ -93,7 +94,7 @@ def options() -> argparse.Namespace:
     much = parser.add_mutually_exclusive_group()
     much.add_argument("--quick", action="store_true", help="a minute or so, and less sure")
     much.add_argument("--full", action="store_true", help="10,000 rows a run, and 100,000; long")
-    parser.add_argument("--only", choices=["start", "jobs", "scale"], help="one part of it")
+    parser.add_argument("--only", choices=["start", "jobs", "scale", "page"], help="one part of it")
     parser.add_argument("--referrals", type=Path, default=cold_start.REFERRALS, help="our command")
     parser.add_argument("--peers", type=Path, default=cold_start.ROOT / ".venv-bench" / "bin")
     parser.add_argument(
@@ -127,6 +128,8 @@ def main() -> int:
                 met &= compete(shop, plan)
             if asked.only in (None, "scale"):
                 met &= scale.measure(shop, sizes)
+            if asked.only in (None, "page"):
+                met &= page.measure(shop, 2 if asked.quick else 5)
     except (RuntimeError, OSError) as failure:
         print(failure, file=sys.stderr)
         return 2

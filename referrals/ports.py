@@ -146,6 +146,10 @@ class Account(Protocol):
         """How many there are of each status."""
         ...
 
+    def oldest_due(self, now: datetime) -> datetime | None:
+        """Since when the message has been due that has been so longest; None if none is."""
+        ...
+
     def held(
         self,
         *,

@@ -81,7 +81,8 @@ need "Postfix, saslpasswd2 and SASL's PLAIN" install_postfix "${packages[@]}"
 
 packages=()
 [ -x /usr/bin/chromium ] || packages+=(chromium)
-need "Chromium" apt_install "${packages[@]}"
+command -v wrk >/dev/null || packages+=(wrk)
+need "Chromium, and wrk to measure with" apt_install "${packages[@]}"
 
 # The lock that a node_modules was made from is kept inside it, written last.
 # npm_install FOLDER WHAT

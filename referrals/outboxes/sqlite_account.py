@@ -33,6 +33,14 @@ class SqliteAccount(SqliteFile):
         """How many there are of each status."""
         return dict(self._read("SELECT status, count(*) FROM message GROUP BY status"))
 
+    def oldest_due(self, now: datetime) -> datetime | None:
+        """Since when the message has been due that has been so longest; None if none is."""
+        [(due,)] = self._read(
+            "SELECT min(due_at) FROM message WHERE due_at IS NOT NULL AND due_at <= ?",
+            (micros(now),),
+        )
+        return moment_if(due)
+
     def held(
         self,
         *,

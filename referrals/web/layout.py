@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from jinja2 import (
     ChoiceLoader,
@@ -15,10 +16,25 @@ from jinja2 import (
 from referrals import __version__
 from referrals.texts import day_words
 
+_OF_DICTS = frozenset(dir(dict))
+
+
+class _Environment(Environment):
+    """GOV.UK Frontend's macros ask dicts for options, a thousand times a page, in dots.
+
+    Jinja first asks for an attribute of that name, and raises, catches and raises again. A short
+    way to the same answer takes a fifth off a page.
+    """
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and attribute not in _OF_DICTS:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
 
 def environment() -> Environment:
     """Every value is escaped. A macro's `html` option is not: give it nothing that was typed."""
-    made = Environment(
+    made = _Environment(
         loader=ChoiceLoader(
             [
                 PackageLoader("referrals.web"),

@@ -142,6 +142,16 @@ def test_a_referral_twice_in_one_batch_is_one(outbox: SqliteOutbox) -> None:
     assert outbox.counts() == {"queued": 1}
 
 
+def test_it_says_since_when_something_has_been_due(outbox: SqliteOutbox) -> None:
+    assert outbox.oldest_due(NOW) is None
+
+    outbox.queue([submission(1)], NOW + MINUTE)
+    outbox.queue([submission(2)], NOW)
+
+    assert outbox.oldest_due(NOW - MINUTE) is None
+    assert outbox.oldest_due(NOW + 2 * MINUTE) == NOW
+
+
 def test_one_queued_again_says_what_became_of_it(outbox: SqliteOutbox) -> None:
     outbox.queue([submission()], NOW)
     record(outbox, claimed(outbox), RELAYED)
