@@ -16,7 +16,7 @@ _PACKAGES = (
     "argon2",
     "authlib",
     "govuk_frontend_jinja",
-    "httpx",
+    "httpx2",
     "prometheus_client",
     "python_multipart",
     "starlette",

@@ -4,20 +4,40 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from referrals.bootstrap import build_service
+from referrals.bootstrap import LiveService
 from referrals.errors import ReferralsError
-from referrals.settings import Settings
-from referrals.web import assets, faults, home
+from referrals.settings import Login, Settings
+from referrals.web import (
+    api,
+    assets,
+    audit_pages,
+    batch_pages,
+    checking,
+    directory_pages,
+    due_pages,
+    faults,
+    handover,
+    health,
+    help_pages,
+    home,
+    journey,
+    letters_pages,
+    metrics,
+    outbox_pages,
+    you,
+)
 from referrals.web.courier import Courier
 from referrals.web.guard import Guard, Sessions
 from referrals.web.layout import environment
 from referrals.web.login import SignIn, ThisMachine
+from referrals.web.proxy import BehindProxy
 from referrals.web.routes import SignInFirst
 from referrals.web.site import Site
 from referrals.web.store import Store
@@ -30,7 +50,7 @@ def build_site(settings: Settings) -> Site:
     store = Store(settings.outbox / "web.sqlite3")
     return Site(
         settings=settings,
-        _service=build_service(settings),
+        _service=LiveService(settings),
         store=store,
         templates=templates,
         sign_in=_sign_in(settings, store),
@@ -39,17 +59,30 @@ def build_site(settings: Settings) -> Site:
 
 
 def _sign_in(settings: Settings, store: Store) -> SignIn:
-    return ThisMachine()
+    """Each way is imported only where it is used: Argon2 and Authlib take their time."""
+    web = settings.web
+    if web.login is Login.ACCOUNTS:
+        from referrals.web.account_pages import WithAccounts
+
+        return WithAccounts(web, store)
+    if web.login is Login.OIDC:
+        from referrals.web.oidc import WithProvider
+
+        return WithProvider(web)
+    return BehindProxy(web) if web.login is Login.PROXY else ThisMachine()
 
 
 def build_app(site: Site) -> ASGIApp:
     """The ASGI application. Its lifespan runs the courier."""
+    web = site.settings.web
+    idle, longest = timedelta(minutes=web.idle_minutes), timedelta(hours=web.longest_hours)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with site.courier:
+        tidying = site.store.kept_tidy(idle, longest), batch_pages.kept_tidy(site)
+        async with tidying[0], tidying[1], site.courier:
             yield
-        site.store.close()
+        site.close()
 
     app = Starlette(
         routes=[*_routes(), *site.sign_in.routes()],
@@ -62,11 +95,28 @@ def build_app(site: Site) -> ASGIApp:
         lifespan=lifespan,
     )
     app.state.site = site
-    web = site.settings.web
+    app.router.redirect_slashes = False  # it would name the host and, behind a proxy, http://
     app.add_middleware(Sessions, web=web, store=site.store, sign_in=site.sign_in)
-    return Guard(app, web)
+    return metrics.Measured(Guard(app, web))
 
 
 def _routes() -> Iterator[BaseRoute]:
-    for section in (assets, home):
+    for section in (
+        assets,
+        home,
+        you,
+        journey,
+        checking,
+        handover,
+        batch_pages,
+        letters_pages,
+        help_pages,
+        api,
+        health,
+        metrics,
+        outbox_pages,
+        due_pages,
+        directory_pages,
+        audit_pages,
+    ):
         yield from section.routes()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import traceback
+from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,6 +15,8 @@ from referrals.web.routes import page
 from referrals.web.site import site_of
 
 log = logging.getLogger(__name__)
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 STATUSES: tuple[tuple[type[errors.ReferralsError], int], ...] = (
     (errors.ReferralBlocked, 422),
@@ -42,11 +46,29 @@ _WORDS = {
         "limited time only.",
     ),
     405: ("That request can’t be understood", "Go back and try again."),
+    408: ("The rest of that did not arrive in time", "Check the connection and try again."),
     413: ("That is too large", "Send a smaller file."),
 }
-_EXPIRED = (
-    "This page was open for too long",
-    "Nothing was changed. Go back, reload the page and try again.",
+_SAID = {
+    "expired-form": (
+        "This page was open for too long",
+        "Nothing was changed. Go back, reload the page and try again.",
+    ),
+    "no-role": (
+        "You have no access yet",
+        "You signed in, but your account has no role in this service: referrer, sender or "
+        "administrator. Ask whoever looks after it.",
+    ),
+    "no-proxy": (
+        "You can’t use the page at this address",
+        "It does not say who you are. Open the page at its usual address; if this is the usual "
+        "address, tell whoever looks after this service.",
+    ),
+}
+_CRASHED = (
+    "Something went wrong on our side",
+    "What you typed before this page is kept. Go back and try again; if it happens again, tell "
+    "whoever looks after this service.",
 )
 
 
@@ -70,9 +92,7 @@ def told(request: Request, error: Exception) -> Response:
 def refused(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    if error.detail == "expired-form":
-        return _page(request, 403, *_EXPIRED)
-    title, text = _WORDS.get(error.status_code, _WORDS[400])
+    title, text = _SAID.get(error.detail) or _WORDS.get(error.status_code, _WORDS[400])
     answer = _page(request, error.status_code, title, text)
     answer.headers.update(error.headers or {})
     return answer
@@ -82,15 +102,21 @@ def sign_in_first(request: Request, _: Exception) -> Response:
     return site_of(request).sign_in.first(request)
 
 
-def crashed(_: Request, error: Exception) -> Response:
+def crashed(request: Request, error: Exception) -> Response:
     """A fault of ours: said to the log without what was typed, and to the reader without detail."""
-    where = error.__traceback__
-    while where is not None and where.tb_next is not None:
-        where = where.tb_next
-    place = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where else "?"
-    log.error("%s at %s", type(error).__name__, place)
-    return PlainTextResponse(
-        "Something went wrong on our side. What you typed before this page is kept. Go back and "
-        "try again; if it happens again, tell whoever looks after this service.\n",
-        500,
-    )
+    if isinstance(error, errors.ReferralsError):  # before there is a session: no fault of ours
+        return told(request, error)
+    note_crash(error)
+    try:
+        return _page(request, 500, *_CRASHED)
+    except Exception:  # it is the pages that are broken
+        return PlainTextResponse("{}. {}\n".format(*_CRASHED), 500)
+
+
+def note_crash(error: BaseException) -> None:
+    """To the log: what and where. Its text and a traceback could hold personal data."""
+    places = [
+        f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    ours = [place for place in places if place.startswith(_PACKAGE)]
+    log.error("%s at %s", type(error).__name__, ", ".join(dict.fromkeys(ours[-1:] + places[-1:])))

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import timedelta
 from http.cookies import SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from referrals import bootstrap
 from referrals.settings import WebSettings
+from referrals.web.faults import note_crash
 from referrals.web.login import SignIn
+from referrals.web.site import User
 from referrals.web.store import Session, Store
+from referrals.web.visitors import new_visitor, visitor
 
 CSP = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; font-src 'self'; "
@@ -26,7 +32,8 @@ _HEADERS = {
     "Content-Security-Policy": CSP,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    # With "no-referrer" a browser's form says `Origin: null`, and we could not tell whose it is.
+    "Referrer-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -36,6 +43,10 @@ _HEADERS = {
 _HSTS = "max-age=31536000"
 _SMALL_BODY = 1_000_000
 _BODY_WITHIN_S = 30.0
+_SLOWEST_BODY = 50_000
+"""Octets a second; a large body gets so much longer."""
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9.\-]{1,253})(:[0-9]{1,5})?")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _UNTRACKED = ("/static/", "/health/", "/metrics", "/api/")
 """Paths that need no session."""
 
@@ -51,11 +62,8 @@ class Hosts:
             self._names |= {"localhost", "127.0.0.1", "::1", web.host.lower()}
 
     def knows(self, header: str) -> bool:
-        try:
-            name = urlsplit(f"//{header}").hostname
-        except ValueError:
-            return False
-        return name is not None and name.lower() in self._names
+        found = _HOST.fullmatch(header)
+        return found is not None and found["name"].strip("[]").lower() in self._names
 
 
 class Guard:
@@ -65,15 +73,20 @@ class Guard:
         self._app = app
         self._web = web
         self._hosts = Hosts(web)
+        self._schemes = ("https",) if web.is_secure else ("http", "https")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        if scope["type"] != "http":
+            raise AssertionError("only HTTP is spoken here")
+        started = False
 
         async def dressed(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 answer = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     answer.setdefault(name, value)
@@ -81,69 +94,89 @@ class Guard:
                     answer.setdefault("Strict-Transport-Security", _HSTS)
             await send(message)
 
+        headers = Headers(scope=scope)
         refusal = self._refusal(scope, headers)
-        if refusal is not None:
-            await refusal(scope, receive, dressed)
-            return
-        limited = _Limited(receive, self._largest(scope["path"]))
-        started = False
-
-        async def noting(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await dressed(message)
-
         try:
-            await self._app(scope, limited, noting)
-        except _Refused as refused:
-            if started:
-                raise
-            # The rest of the body is not waited for: the link is closed with the answer.
-            answer = PlainTextResponse(refused.text, refused.status, {"Connection": "close"})
-            await answer(scope, receive, dressed)
+            if refusal is not None:
+                await refusal(scope, receive, dressed)
+            else:
+                largest = self._largest(scope["path"])
+                declared = int(headers.get("content-length") or largest)
+                await self._app(scope, _Limited(receive, largest, declared), dressed)
+        except HTTPException as error:  # of a body, and nobody made an answer of it
+            if not started:
+                answer = PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
+                await answer(scope, receive, dressed)
+        except Exception as error:
+            # Starlette answers and raises it again, for the server to log with all that it holds.
+            if not started:
+                note_crash(error)
+                await PlainTextResponse("Internal Server Error\n", 500)(scope, receive, dressed)
 
     def _largest(self, path: str) -> int:
-        if path.startswith("/batch"):
+        if path == "/batch" or path.startswith("/batch/"):
             return self._web.largest_upload_mb * 1_000_000
         return _SMALL_BODY
 
-    def _refusal(self, scope: Scope, headers: Headers) -> PlainTextResponse | None:
-        if len(headers.getlist("host")) != 1 or not self._hosts.knows(headers["host"]):
-            return PlainTextResponse(
-                "This page does not answer to that host name. See web.address in the settings.\n",
-                421,
-            )
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        if len(headers.getlist("host")) != 1:  # RFC 9112 §3.2
+            text = "A request names one host.\n"
+            return PlainTextResponse(text, 400, {"Connection": "close"})
+        if not self._hosts.knows(headers["host"]):
+            text = "This page does not answer to that host name. See web.address in the settings.\n"
+            return PlainTextResponse(text, 421, {"Connection": "close"})
+        if scope["method"] not in _METHODS:
+            return PlainTextResponse("That method is not known here.\n", 501)
+        path = scope["path"]
+        if not _is_plain(path):
+            return PlainTextResponse("There is no such page.\n", 404)
+        if path != "/" and path.endswith("/") and scope["method"] in ("GET", "HEAD"):
+            # Of the path alone, which has a single slash in front: it can't leave this host.
+            return RedirectResponse(path.rstrip("/"), 308)
         length = headers.get("content-length")
-        if length and not (length.isascii() and length.isdigit()):
+        if length and not (length.isascii() and length.isdigit() and len(length) < 20):
             return PlainTextResponse("Content-Length is not a number.\n", 400)
-        if length and int(length) > self._largest(scope["path"]):
-            return PlainTextResponse(
-                "That is too large to be taken.\n", 413, {"Connection": "close"}
-            )
+        if length and int(length) > self._largest(path):
+            return PlainTextResponse("That is too large to be taken.\n", 413)
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return None
-        # Fetch Metadata and Origin, besides the token in each form.
-        site = headers.get("sec-fetch-site", "same-origin")
-        origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != headers["host"]
-        if site not in ("same-origin", "none") or foreign:
+        if self._is_foreign(headers):
             return PlainTextResponse("This form was sent from another site.\n", 403)
         return None
 
+    def _is_foreign(self, headers: Headers) -> bool:
+        """Whether another site's page sends it. Besides the token in each form.
 
-class _Refused(Exception):
-    def __init__(self, status: int, text: str) -> None:
-        self.status = status
-        self.text = text
-        super().__init__(text)
+        Source: Fetch Metadata Request Headers §2.4; RFC 6454 §7.
+        """
+        site = headers.get("sec-fetch-site")
+        if site is not None and site not in ("same-origin", "none"):
+            return True
+        origin = headers.get("origin")
+        if origin is None:
+            return False
+        ours = {f"{scheme}://{headers['host']}" for scheme in self._schemes}
+        return origin not in ours
+
+
+def _is_plain(path: str) -> bool:
+    """Whether every program between a browser and us reads the path in the same way."""
+    return (
+        path.startswith("/")
+        and "//" not in path
+        and "\\" not in path
+        and path.isprintable()
+        and not {".", ".."} & set(path.split("/"))
+    )
 
 
 class _Limited:
-    """A body that is neither too large nor too slow."""
+    """A body that is neither too large nor too slow; otherwise HTTPException 413 or 408."""
 
-    def __init__(self, receive: Receive, largest: int) -> None:
+    def __init__(self, receive: Receive, largest: int, declared: int) -> None:
         self._receive = receive
         self._left = largest
+        self._within_s = _BODY_WITHIN_S + declared / _SLOWEST_BODY
         self._until: float | None = None
         self._whole = False
 
@@ -151,16 +184,19 @@ class _Limited:
         if self._whole:
             return await self._receive()  # waits for the browser to go away
         loop = asyncio.get_running_loop()
-        self._until = self._until or loop.time() + _BODY_WITHIN_S
+        self._until = self._until or loop.time() + self._within_s
         try:
             async with asyncio.timeout_at(self._until):
                 message = await self._receive()
         except TimeoutError:
-            raise _Refused(408, "The rest of that did not come in time.\n") from None
+            # The link is closed with the answer: the rest is not waited for.
+            raise HTTPException(
+                408, "The rest of that did not come in time.", {"Connection": "close"}
+            ) from None
         if message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
             if self._left < 0:
-                raise _Refused(413, "That is too large to be taken.\n")
+                raise HTTPException(413, "That is too large to be taken.")
             self._whole = not message.get("more_body", False)
         return message
 
@@ -182,9 +218,9 @@ class Sessions:
             return
         request = Request(scope)
         before = self._cookie.read(request)
-        session = await run_in_threadpool(self._found, before)
+        session, user = await run_in_threadpool(self._found, request, before)
         request.state.session = session
-        request.state.user = self._sign_in.user(request, session)
+        request.state.user = user
 
         async def with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -195,12 +231,15 @@ class Sessions:
 
         await self._app(scope, receive, with_cookie)
 
-    def _found(self, token: str | None) -> Session:
-        from referrals.bootstrap import now
-
-        moment = now()
-        found = self._store.session(token, moment, self._idle, self._longest) if token else None
-        return found or self._store.begin(moment)
+    def _found(self, request: Request, token: str | None) -> tuple[Session, User | None]:
+        now = bootstrap.now()
+        session = None
+        if token is not None:
+            session = visitor(self._store, token, now, self._longest) or self._store.session(
+                token, now, self._idle, self._longest
+            )
+        session = session or new_visitor(self._store, now)
+        return session, self._sign_in.user(request, session)
 
 
 class Cookie:

@@ -1,25 +1,32 @@
-"""How the page knows who is asking: the port, and the way for a page of this machine alone."""
+"""How the page knows who is asking: the port, signing in and out, and this machine alone."""
 
 from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
+from urllib.parse import urlencode
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from referrals.web.site import Role, User, roles_with
+from referrals.web.routes import Posted, goto, page, posted, shown
+from referrals.web.site import Role, User, roles_with, session_of, site_of
 from referrals.web.store import Session
+from referrals.web.visitors import new_visitor
 
 
 class SignIn(Protocol):
     """A way to sign in. One of them is chosen by `web.login`."""
 
     def user(self, request: Request, session: Session) -> User | None:
-        """Who is asking, by their session or their request; None if nobody has signed in."""
+        """Who is asking, by their session or their request; None if nobody has signed in.
+
+        Asked at each request, in a thread.
+        """
         ...
 
     def first(self, request: Request) -> Response:
@@ -53,3 +60,84 @@ class ThisMachine:
 
     def routes(self) -> Sequence[BaseRoute]:
         return ()
+
+
+def enter(request: Request, name: str, roles: str = "", title: str = "") -> None:
+    """Begin a session of somebody who has proved who they are, under a new token.
+
+    The one before ends: a token that somebody else may have planted is worth nothing afterwards.
+    """
+    site = site_of(request)
+    site.store.end(session_of(request).token)
+    request.state.session = site.store.begin(site.now, name, roles, title)
+
+
+def leave(request: Request) -> None:
+    site = site_of(request)
+    site.store.end(session_of(request).token)
+    request.state.session = new_visitor(site.store, site.now)
+    request.state.user = None
+
+
+def sign_in_page(request: Request) -> Response:
+    """To the page where one signs in, and from there back to what was asked for.
+
+    What was being posted can't be kept: nobody knows whose it is.
+    """
+    if request.method not in ("GET", "HEAD"):
+        return page(request, "sign-in-again.html", 401)
+    path = request.url.path
+    return goto("/sign-in" if path == "/" else f"/sign-in?{urlencode({'next': path})}")
+
+
+def next_page(path: str) -> str:
+    """A page of ours to go on to; `/` for whatever is no plain path."""
+    plain = (
+        path.startswith("/")
+        and not path.startswith(("//", "/sign-", "/account", "/api/"))
+        and path.isascii()
+        and path.isprintable()
+        and not set(path) & set("\\?#% ")
+    )
+    return path if plain and len(path) <= 200 else "/"
+
+
+def sign_out_routes(more: Mapping[str, str] | None = None) -> list[BaseRoute]:
+    """`/sign-out`, and the page after it.
+
+    Args:
+        more: where else one may want to sign out, as `text` and `href`.
+    """
+
+    def sign_out(request: Request) -> Response:
+        if session_of(request).user is None:
+            return goto("/signed-out")
+        return page(request, "sign-out.html")
+
+    def signing_out(request: Request, _: Posted) -> Response:
+        leave(request)
+        answer = goto("/signed-out")
+        # Not "cookies", which would be those of the whole organisation's domain.
+        answer.headers["Clear-Site-Data"] = '"cache", "storage"'
+        return answer
+
+    def signed_out(request: Request) -> Response:
+        if session_of(request).user is not None:
+            return goto("/")
+        return page(request, "signed-out.html", more=more)
+
+    return [
+        shown("/sign-out", sign_out, role=None),
+        posted("/sign-out", signing_out, role=None),
+        shown("/signed-out", signed_out, role=None),
+    ]
+
+
+def roles_named(names: Iterable[str]) -> list[Role]:
+    """The roles among what a provider or a proxy lists, as `sender` or `referrals-sender`."""
+    bare = {name.strip("/ ").lower().removeprefix("referrals-") for name in names}
+    return [role for role in Role if role in bare]
+
+
+def no_role() -> HTTPException:
+    return HTTPException(403, "no-role")

@@ -9,13 +9,17 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from referrals.web.site import Role, session_of, site_of
@@ -53,23 +57,35 @@ def shown(path: str, page: Shown, *, role: Role | None = Role.REFERRER) -> Route
     return Route(path, endpoint, methods=["GET"], name=page.__name__)
 
 
-def posted(path: str, page: PostedTo, *, role: Role | None = Role.REFERRER) -> Route:
-    """What a form does; its token is checked first (CSRF)."""
+def posted(
+    path: str,
+    page: PostedTo,
+    *,
+    role: Role | None = Role.REFERRER,
+    turns: CapacityLimiter | None = None,
+) -> Route:
+    """What a form does; its token is checked first (CSRF).
+
+    Args:
+        turns: how many may run at once, where it costs more than a page should.
+    """
 
     async def endpoint(request: Request) -> Response:
         check_role(request, role)
+        check_charset(request)
         async with request.form(max_files=1, max_fields=_MOST_FIELDS) as form:
-            values: dict[str, tuple[str, ...]] = {}
+            typed: dict[str, list[str]] = {}
             uploads: dict[str, UploadFile] = {}
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile):
                     uploads[name] = value
                 else:
-                    values[name] = (*values.get(name, ()), value)
-            token = values.pop("csrf", ("",))[-1]
+                    typed.setdefault(name, []).append(value)
+            [*_, token] = typed.pop("csrf", [""])
             if not hmac.compare_digest(token.encode(), session_of(request).csrf.encode()):
                 raise HTTPException(403, "expired-form")
-            return await run_in_threadpool(page, request, Posted(values, uploads))
+            values = {name: tuple(each) for name, each in typed.items()}
+            return await run_sync(partial(page, request, Posted(values, uploads)), limiter=turns)
 
     return Route(path, endpoint, methods=["POST"], name=page.__name__)
 
@@ -89,10 +105,19 @@ def check_role(request: Request, role: Role | None) -> None:
         raise HTTPException(403, "not-allowed")
 
 
-def page(request: Request, template: str, status_code: int = 200, **values: Any) -> Response:
-    """A template of web/pages as HTML. It finds there `request`, `user`, `csrf` and `site`."""
-    from starlette.responses import HTMLResponse
+def check_charset(request: Request) -> None:
+    """Raises HTTPException 400 for any but UTF-8, which is what a browser sends.
 
+    Python's codecs are many: one decodes into lone surrogates, another (punycode) takes minutes
+    for a body of the size that we take.
+    """
+    _, parameters = parse_options_header(request.headers.get("content-type"))
+    if parameters.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+        raise HTTPException(400)
+
+
+def page(request: Request, template: str, status_code: int = 200, **values: Any) -> Response:
+    """A template of web/templates as HTML. It finds there `request`, `user`, `csrf` and `site`."""
     site = site_of(request)
     html = site.templates.get_template(template).render(
         request=request,

@@ -11,6 +11,7 @@ import uvicorn
 from referrals.errors import ConfigurationError, Problem
 from referrals.settings import Settings, WebSettings
 from referrals.web.app import build_app, build_site
+from referrals.web.wire import Wire
 
 
 async def serve(settings: Settings, started: Callable[[str], None]) -> None:
@@ -30,6 +31,8 @@ async def serve(settings: Settings, started: Callable[[str], None]) -> None:
         log_level=logging.WARNING,
         access_log=False,  # paths hold references; counts are in /metrics
         server_header=False,
+        http=Wire,
+        ws="none",
         proxy_headers=False,
         timeout_graceful_shutdown=10,
         timeout_keep_alive=15,

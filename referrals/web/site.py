@@ -15,9 +15,12 @@ from referrals import bootstrap
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from referrals.outboxes.sqlite import SqliteOutbox
+    from referrals.bootstrap import LiveService
+    from referrals.directory import Agency
+    from referrals.ports import Outbox
     from referrals.service import Service
     from referrals.settings import Settings
+    from referrals.verification import Verification
     from referrals.web.courier import Courier
     from referrals.web.login import SignIn
     from referrals.web.store import Session, Store
@@ -65,7 +68,7 @@ class Site:
     """One process's page. Everything in it may be used from several threads."""
 
     settings: Settings
-    _service: Service
+    _service: LiveService
     store: Store
     templates: Environment
     sign_in: SignIn
@@ -75,7 +78,18 @@ class Site:
     @property
     def service(self) -> Service:
         """The service with what is known now of the addresses."""
-        return self._service
+        return self._service.current()
+
+    def recorded(self, agency: Agency) -> Verification | None:
+        """What is recorded in the outbox of the address that an agency has now."""
+        return next(
+            (
+                one
+                for one in self._service.recorded()
+                if (one.agency, one.address) == (agency.id, agency.email)
+            ),
+            None,
+        )
 
     @property
     def now(self) -> datetime:
@@ -86,13 +100,17 @@ class Site:
         """Whether there is a relay."""
         return bool(self.settings.relay.host)
 
-    def outbox(self, user: User) -> SqliteOutbox:
+    def outbox(self, user: User) -> Outbox:
         """The queue, opened in the user's name: use it as a context manager.
 
         Raises:
             OutboxUnusable.
         """
         return bootstrap.open_outbox(self.settings, user.name)
+
+    def close(self) -> None:
+        self._service.close()
+        self.store.close()
 
 
 def site_of(request: Request) -> Site:

@@ -1,32 +1,46 @@
-"""What the page keeps on the server: sessions, and documents such as a half-made referral.
+"""What the page keeps on the server: sessions, documents such as a half-made referral, accounts.
 
 One private SQLite file, `web.sqlite3` in the outbox folder, shared by all of its processes. What a
-browser holds is a random token; the file holds only its SHA-256. WAL and `synchronous=NORMAL`: what
-was typed survives a crash of ours; a power cut may cost the last seconds. `secure_delete`: what
-expires is overwritten.
+browser or a program holds is a random token; the file holds only its SHA-256. WAL and
+`synchronous=NORMAL`: what was typed survives a crash of ours; a power cut may cost the last
+seconds, but for what changes who may come in. `secure_delete`: what expires is overwritten.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import hmac
 import json
+import logging
 import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from referrals import bootstrap
 from referrals.errors import OutboxUnusable
+from referrals.web.site import Role, User, roles_with
+
+log = logging.getLogger(__name__)
 
 _PATIENCE_S = 10.0
 _TOUCH_EVERY = timedelta(seconds=30)
-VERSION = 1
+_TOKEN_TOUCH_EVERY = timedelta(minutes=1)
+_TIDY_EVERY_S = 600.0
+_MOST_DOCUMENTS = 500
+"""Of one kind and owner; the oldest make room."""
+_IDLE_CONNECTIONS = 8
+FORGET_AFTER = timedelta(days=1)
+"""How long counts of attempts to sign in are kept after the last one."""
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,27 @@ class Document:
     expires_at: datetime
 
 
+@dataclass(frozen=True)
+class Token:
+    """A program's way in. The token itself is shown once, when it is made."""
+
+    name: str
+    role: Role
+    made_by: str
+    made_at: datetime
+    expires_at: datetime
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+    def is_good(self, now: datetime) -> bool:
+        return self.revoked_at is None and now < self.expires_at
+
+    @property
+    def user(self) -> User:
+        """No account's name has a colon, so no token can pass for a person."""
+        return User(f"token:{self.name}", roles_with([self.role]))
+
+
 class Store:
     """Every method may be called from any thread; times are aware.
 
@@ -61,18 +96,22 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._local = threading.local()
-        self._opened: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []
         self._gate = threading.Lock()
-        with self._writing() as connection:
+        with self.writing() as connection:
             _migrate(connection)
+        self._key = self._read_key()
 
     def close(self) -> None:
         with self._gate:
-            for connection in self._opened:
+            for connection in self._idle:
                 connection.close()
-            self._opened.clear()
-            self._local = threading.local()
+            self._idle.clear()
+
+    def signed(self, *parts: str) -> str:
+        """A digest of the parts that nobody can make without the store's own key."""
+        whole = json.dumps(parts).encode()
+        return hmac.new(self._key, whole, hashlib.sha256).hexdigest()
 
     # Sessions
 
@@ -89,7 +128,7 @@ class Store:
             began_at=now,
             seen_at=now,
         )
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(
                 "INSERT INTO session (token, csrf, user, roles, title, began_at, seen_at)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -102,7 +141,7 @@ class Store:
     ) -> Session | None:
         """The session of a token, if it was seen within `idle` and began within `longest`."""
         key = _hashed(token)
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute("SELECT * FROM session WHERE token = ?", (key,)).fetchone()
         if row is None:
             return None
@@ -111,18 +150,32 @@ class Store:
             self.end(token)
             return None
         if now - seen >= _TOUCH_EVERY:
-            with self._writing() as connection:
+            with self.writing() as connection:
                 connection.execute("UPDATE session SET seen_at = ? WHERE token = ?", (_s(now), key))
         return Session(token, row["csrf"], row["user"], row["roles"], row["title"], began, seen)
 
     def end(self, token: str) -> None:
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute("DELETE FROM session WHERE token = ?", (_hashed(token),))
+
+    def signed_in(self, now: datetime, idle: timedelta) -> int:
+        """How many sessions of people are open."""
+        with self.reading() as connection:
+            [count] = connection.execute(
+                "SELECT count(*) FROM session WHERE user IS NOT NULL AND seen_at > ?",
+                (_s(now - idle),),
+            ).fetchone()
+        return int(count)
 
     def end_all(self, user: str) -> None:
         """End every session of a user, whose password or roles have changed."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute("DELETE FROM session WHERE user = ?", (user,))
+
+    def end_everybodys(self) -> int:
+        """End every session; how many there were."""
+        with self.writing(surely=True) as connection:
+            return connection.execute("DELETE FROM session").rowcount
 
     # Documents
 
@@ -134,13 +187,18 @@ class Store:
         now: datetime,
         keep: timedelta,
         document_id: str | None = None,
+        most: int | None = None,
     ) -> Document:
         """Keep a document, or replace the one of this id; it expires `keep` from now.
 
-        Another owner's is never replaced: then nothing is saved and LookupError is raised.
+        Another owner's is never replaced: then nothing is saved and LookupError is raised. Of one
+        kind and owner the newest 500 are kept.
+
+        Args:
+            most: of this kind, whoever's, the newest so many are kept.
         """
         document_id = document_id or secrets.token_urlsafe(16)
-        with self._writing() as connection:
+        with self.writing() as connection:
             done = connection.execute(
                 "INSERT INTO document (kind, id, owner, body, saved_at, expires_at)"
                 " VALUES (?, ?, ?, ?, ?, ?)"
@@ -151,11 +209,22 @@ class Store:
             )
             if done.rowcount != 1:
                 raise LookupError(kind)
+            connection.execute(
+                "DELETE FROM document WHERE kind = ? AND id IN (SELECT id FROM document"
+                " WHERE kind = ? AND owner = ? ORDER BY saved_at DESC LIMIT -1 OFFSET ?)",
+                (kind, kind, owner, _MOST_DOCUMENTS),
+            )
+            if most is not None:
+                connection.execute(
+                    "DELETE FROM document WHERE kind = ? AND id IN (SELECT id FROM document"
+                    " WHERE kind = ? ORDER BY saved_at DESC LIMIT -1 OFFSET ?)",
+                    (kind, kind, most),
+                )
         return Document(document_id, owner, dict(body), now, now + keep)
 
     def load(self, kind: str, owner: str, document_id: str, now: datetime) -> Document | None:
         """A user's own document that has not expired."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(
                 "SELECT * FROM document WHERE kind = ? AND id = ? AND owner = ? AND expires_at > ?",
                 (kind, document_id, owner, _s(now)),
@@ -164,7 +233,7 @@ class Store:
 
     def listed(self, kind: str, owner: str, now: datetime) -> list[Document]:
         """A user's documents of a kind, the newest first."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(
                 "SELECT * FROM document WHERE kind = ? AND owner = ? AND expires_at > ?"
                 " ORDER BY saved_at DESC LIMIT 200",
@@ -172,36 +241,125 @@ class Store:
             ).fetchall()
         return [_document(row) for row in rows]
 
+    def take(self, kind: str, owner: str, document_id: str, now: datetime) -> dict[str, Any] | None:
+        """The body of a document that is to be used once: it is forgotten in the same step."""
+        with self.writing() as connection:
+            row = connection.execute(
+                "DELETE FROM document WHERE kind = ? AND id = ? AND owner = ? RETURNING *",
+                (kind, document_id, owner),
+            ).fetchone()
+        found = _document(row) if row else None
+        return found.body if found and found.expires_at > now else None
+
     def forget(self, kind: str, owner: str, document_id: str) -> None:
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(
                 "DELETE FROM document WHERE kind = ? AND id = ? AND owner = ?",
                 (kind, document_id, owner),
             )
 
+    # Tokens of programs
+
+    def add_token(
+        self, name: str, role: Role, made_by: str, now: datetime, keep: timedelta
+    ) -> str | None:
+        """The new token, to be told once; None if there is one of that name that is still good."""
+        # What finds secrets in files that should hold none knows it by its beginning.
+        token = f"referrals_{secrets.token_urlsafe(32)}"
+        with self.writing(surely=True) as connection:
+            connection.execute(
+                "DELETE FROM token WHERE name = ? AND (revoked_at IS NOT NULL OR expires_at <= ?)",
+                (name, _s(now)),
+            )
+            done = connection.execute(
+                "INSERT INTO token (digest, name, role, made_by, made_at, expires_at)"
+                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
+                (_hashed(token), name, role, made_by, _s(now), _s(now + keep)),
+            )
+        return token if done.rowcount == 1 else None
+
+    def tokens(self) -> list[Token]:
+        with self.reading() as connection:
+            rows = connection.execute("SELECT * FROM token ORDER BY name").fetchall()
+        return [_token(row) for row in rows]
+
+    def revoke_token(self, name: str, now: datetime) -> bool:
+        """Whether there was one to revoke."""
+        with self.writing(surely=True) as connection:
+            done = connection.execute(
+                "UPDATE token SET revoked_at = ? WHERE name = ? AND revoked_at IS NULL",
+                (_s(now), name),
+            )
+        return done.rowcount == 1
+
+    def token_user(self, token: str, now: datetime | None = None) -> User | None:
+        """Whom a bearer token (RFC 6750) stands for; None if it is none of ours, or not any more.
+
+        Args:
+            now: by default, the clock's.
+        """
+        now = now or bootstrap.now()
+        digest = _hashed(token)
+        with self.reading() as connection:
+            row = connection.execute("SELECT * FROM token WHERE digest = ?", (digest,)).fetchone()
+        found = _token(row) if row else None
+        if found is None or not found.is_good(now):
+            return None
+        if found.last_used_at is None or now - found.last_used_at >= _TOKEN_TOUCH_EVERY:
+            with self.writing() as connection:
+                connection.execute(
+                    "UPDATE token SET last_used_at = ? WHERE digest = ?", (_s(now), digest)
+                )
+        return found.user
+
+    # What has had its time
+
     def expire(self, now: datetime, idle: timedelta, longest: timedelta) -> None:
         """Remove what has expired."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute("DELETE FROM document WHERE expires_at <= ?", (_s(now),))
             connection.execute(
                 "DELETE FROM session WHERE seen_at <= ? OR began_at <= ?",
                 (_s(now - idle), _s(now - longest)),
             )
+            connection.execute("DELETE FROM attempt WHERE last_at <= ?", (_s(now - FORGET_AFTER),))
+
+    @asynccontextmanager
+    async def kept_tidy(self, idle: timedelta, longest: timedelta) -> AsyncIterator[None]:
+        """While the block runs, what has expired is removed every ten minutes."""
+
+        async def tidy() -> None:
+            while True:
+                try:
+                    await asyncio.to_thread(self.expire, bootstrap.now(), idle, longest)
+                except OutboxUnusable as error:
+                    log.warning("What has expired was not removed: %s", error)
+                await asyncio.sleep(_TIDY_EVERY_S)
+
+        task = asyncio.create_task(tidy())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     # The file
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        try:
-            yield self._connection()
-        except sqlite3.Error as error:
-            raise _unusable(self.path, error) from None
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        with self._connection() as connection:
+            yield connection
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, all of it or nothing."""
-        try:
-            connection = self._connection()
+    def writing(self, *, surely: bool = False) -> Iterator[sqlite3.Connection]:
+        """One transaction, all of it or nothing.
+
+        Args:
+            surely: on the disk when the block is left, whatever becomes of the power.
+        """
+        with self._connection() as connection:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if surely else 'NORMAL'}")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -209,25 +367,45 @@ class Store:
                 connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """One that nobody else has: threads come and go, so each takes what lies ready."""
+        try:
+            with self._gate:
+                found = self._idle.pop() if self._idle else None
+            found = found or self._opened()
+            try:
+                yield found
+            finally:
+                with self._gate:
+                    kept = not found.in_transaction and len(self._idle) < _IDLE_CONNECTIONS
+                    if kept:
+                        self._idle.append(found)
+                if not kept:
+                    found.close()
         except (sqlite3.Error, OSError) as error:
             raise _unusable(self.path, error) from None
 
-    def _connection(self) -> sqlite3.Connection:
-        """This thread's own."""
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is None:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            found = sqlite3.connect(
-                self.path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False
+    def _opened(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        opened = sqlite3.connect(
+            self.path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False
+        )
+        opened.row_factory = sqlite3.Row
+        for pragma in ("journal_mode = WAL", "secure_delete = ON"):
+            opened.execute(f"PRAGMA {pragma}")
+        return opened
+
+    def _read_key(self) -> bytes:
+        with self.writing(surely=True) as connection:
+            connection.execute(
+                "INSERT INTO key (name, octets) VALUES ('signing', ?) ON CONFLICT DO NOTHING",
+                (secrets.token_bytes(32),),
             )
-            found.row_factory = sqlite3.Row
-            for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
-                found.execute(f"PRAGMA {pragma}")
-            self._local.connection = found
-            with self._gate:
-                self._opened.append(found)
-        return found
+            [octets] = connection.execute("SELECT octets FROM key").fetchone()
+        return bytes(octets)
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
@@ -254,8 +432,6 @@ def _s(moment: datetime) -> float:
 
 
 def _moment(seconds: float) -> datetime:
-    from datetime import UTC
-
     return datetime.fromtimestamp(seconds, UTC)
 
 
@@ -266,4 +442,20 @@ def _document(row: sqlite3.Row) -> Document:
         json.loads(row["body"]),
         _moment(row["saved_at"]),
         _moment(row["expires_at"]),
+    )
+
+
+def _moment_if(seconds: float | None) -> datetime | None:
+    return None if seconds is None else _moment(seconds)
+
+
+def _token(row: sqlite3.Row) -> Token:
+    return Token(
+        row["name"],
+        Role(row["role"]),
+        row["made_by"],
+        _moment(row["made_at"]),
+        _moment(row["expires_at"]),
+        _moment_if(row["last_used_at"]),
+        _moment_if(row["revoked_at"]),
     )

@@ -1,4 +1,4 @@
-CREATE TABLE session (
+CREATE TABLE IF NOT EXISTS session (
     token TEXT PRIMARY KEY,  -- SHA-256 of what the browser holds
     csrf TEXT NOT NULL,
     user TEXT,
@@ -7,8 +7,8 @@ CREATE TABLE session (
     began_at REAL NOT NULL,
     seen_at REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX session_user ON session (user);
-CREATE TABLE document (
+CREATE INDEX IF NOT EXISTS session_user ON session (user);
+CREATE TABLE IF NOT EXISTS document (
     kind TEXT NOT NULL,
     id TEXT NOT NULL,
     owner TEXT NOT NULL,
@@ -17,4 +17,33 @@ CREATE TABLE document (
     expires_at REAL NOT NULL,
     PRIMARY KEY (kind, id)
 ) STRICT;
-CREATE INDEX document_owner ON document (kind, owner, saved_at);
+CREATE INDEX IF NOT EXISTS document_owner ON document (kind, owner, saved_at);
+CREATE TABLE IF NOT EXISTS key (
+    name TEXT PRIMARY KEY,
+    octets BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS account (
+    name TEXT PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,  -- stands in URLs
+    password TEXT NOT NULL,  -- Argon2id, with its parameters and salt
+    role TEXT NOT NULL,
+    must_change INTEGER NOT NULL,
+    disabled INTEGER NOT NULL,
+    made_at REAL NOT NULL,
+    signed_in_at REAL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS token (
+    digest TEXT PRIMARY KEY,  -- SHA-256 of what the caller holds
+    name TEXT NOT NULL UNIQUE,
+    role TEXT NOT NULL,
+    made_by TEXT NOT NULL,
+    made_at REAL NOT NULL,
+    expires_at REAL NOT NULL,
+    last_used_at REAL,
+    revoked_at REAL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS attempt (
+    key TEXT PRIMARY KEY,  -- a keyed digest of an account's name, an address or a browser
+    count INTEGER NOT NULL,
+    last_at REAL NOT NULL
+) STRICT, WITHOUT ROWID;

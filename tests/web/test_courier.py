@@ -13,7 +13,7 @@ import pytest
 
 from referrals.bootstrap import now, open_outbox
 from referrals.delivery import DeliveryStatus
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.ports import Outbox
 from referrals.settings import RelaySettings, Security, Settings, WebSettings
 from referrals.sink import Sink
 from referrals.web import courier as courier_module
@@ -38,7 +38,7 @@ def until(true: Callable[[], bool], limit_s: float = 10.0) -> None:
 
 
 @pytest.fixture
-def outbox(tmp_path: Path) -> Iterator[SqliteOutbox]:
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
     with open_outbox(settings(tmp_path, None), "jo") as opened:
         yield opened
 
@@ -53,12 +53,12 @@ def running(one: Courier, meanwhile: Callable[[], None]) -> None:
     asyncio.run(run())
 
 
-def statuses(outbox: SqliteOutbox) -> dict[str, int]:
+def statuses(outbox: Outbox) -> dict[str, int]:
     return outbox.counts()
 
 
 def test_what_is_queued_is_relayed_as_soon_as_it_says_so(
-    tmp_path: Path, outbox: SqliteOutbox, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without `kick` it would come round an hour later."""
     monkeypatch.setattr("referrals.worker._POLL_S", 3600.0)
@@ -80,7 +80,7 @@ def test_what_is_queued_is_relayed_as_soon_as_it_says_so(
     assert one.fault == ""
 
 
-def test_two_beside_each_other_submit_nothing_twice(tmp_path: Path, outbox: SqliteOutbox) -> None:
+def test_two_beside_each_other_submit_nothing_twice(tmp_path: Path, outbox: Outbox) -> None:
     outbox.queue(submissions(60), now())
     with Beside(Sink()) as sink:
         first, second = (Courier(settings(tmp_path, sink.port)) for _ in range(2))
@@ -93,7 +93,7 @@ def test_two_beside_each_other_submit_nothing_twice(tmp_path: Path, outbox: Sqli
 
 
 def test_a_relay_that_refuses_us_is_told_and_takes_nothing_down(
-    tmp_path: Path, outbox: SqliteOutbox
+    tmp_path: Path, outbox: Outbox
 ) -> None:
     outbox.queue([submission()], now())
     relay = ScriptedRelay({"greeting": Say(b"554 5.7.1 not you\r\n", close=True)})
@@ -114,7 +114,7 @@ def test_a_relay_that_refuses_us_is_told_and_takes_nothing_down(
         running(one, meanwhile)
 
 
-def test_a_relay_that_is_back_is_found_at_a_kick(tmp_path: Path, outbox: SqliteOutbox) -> None:
+def test_a_relay_that_is_back_is_found_at_a_kick(tmp_path: Path, outbox: Outbox) -> None:
     outbox.queue([submission()], now())
     script: dict[str, Step] = {"greeting": Drop()}
     relay = ScriptedRelay(script)
@@ -132,7 +132,7 @@ def test_a_relay_that_is_back_is_found_at_a_kick(tmp_path: Path, outbox: SqliteO
 
 
 def test_a_stop_waits_for_the_relays_word_but_not_for_ever(
-    tmp_path: Path, outbox: SqliteOutbox, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the relay may have is uncertain; what was only waiting stays queued."""
     monkeypatch.setattr(courier_module, "_GRACE_S", 0.3)
@@ -149,7 +149,7 @@ def test_a_stop_waits_for_the_relays_word_but_not_for_ever(
         assert attempt.words == "we were stopped"
 
 
-def _in_content(outbox: SqliteOutbox) -> bool:
+def _in_content(outbox: Outbox) -> bool:
     if not statuses(outbox).get("sending"):
         return False
     time.sleep(0.3)
@@ -207,7 +207,7 @@ def test_where_it_can_not_or_should_not_run_it_does_not(case: str, tmp_path: Pat
     running(one, meanwhile)
 
 
-def test_old_content_is_forgotten_once_a_day(tmp_path: Path, outbox: SqliteOutbox) -> None:
+def test_old_content_is_forgotten_once_a_day(tmp_path: Path, outbox: Outbox) -> None:
     long_ago = now() - timedelta(days=40)
     outbox.queue([submission()], long_ago)
     outbox.cancel("R-1", long_ago)

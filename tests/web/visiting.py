@@ -22,7 +22,7 @@ from starlette.testclient import TestClient
 
 from referrals.bootstrap import open_outbox
 from referrals.delivery import DeliveryStatus, Reply, RetryPolicy, Submission
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.ports import Outbox
 from referrals.queueing import Claimed, Outcome
 from referrals.reference import referral_reference
 from referrals.settings import Settings
@@ -137,12 +137,12 @@ class Filled:
             recipient=ADDRESS,
         )
 
-    def open(self) -> SqliteOutbox:
+    def open(self) -> Outbox:
         return open_outbox(self.settings, "jo")
 
 
 async def _add(
-    outbox: SqliteOutbox,
+    outbox: Outbox,
     one: Submission,
     status: DeliveryStatus,
     then: datetime,
