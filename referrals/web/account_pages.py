@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from anyio import CapacityLimiter
 from starlette.exceptions import HTTPException
@@ -14,7 +14,14 @@ from starlette.routing import BaseRoute
 from referrals.settings import WebSettings
 from referrals.web.accounts import LONGEST_NAME, Account, AccountError, Accounts, as_name
 from referrals.web.accounts import folded_name as folded
-from referrals.web.login import enter, next_page, sign_in_page, sign_out_routes
+from referrals.web.login import (
+    after_sign_in,
+    enter,
+    next_page,
+    sign_in_page,
+    sign_out_routes,
+    why_again,
+)
 from referrals.web.metrics import count_sign_in
 from referrals.web.passwords import SHORTEST, as_password, one_time_password, problem_with
 from referrals.web.routes import Posted, SignInFirst, goto, page, posted, shown
@@ -98,23 +105,44 @@ class WithAccounts:
         after = next_page(request.query_params.get("next", "/"))
         if self._holder(session_of(request)):
             return goto(after)
-        return page(request, "sign-in.html", next=after, name="", errors={})
+        return self._sign_in_page(request, after, "kept" in request.query_params)
+
+    def _sign_in_page(
+        self,
+        request: Request,
+        after: str,
+        kept: bool,
+        status: int = 200,
+        name: str = "",
+        errors: Mapping[str, str] | None = None,
+    ) -> Response:
+        return page(
+            request,
+            "sign-in.html",
+            status,
+            next=after,
+            kept=kept,
+            why=why_again(request, kept),
+            name=name,
+            errors=errors or {},
+        )
 
     def signing_in(self, request: Request, typed: Posted) -> Response:
         name, password = typed.get("name"), typed.get("password")
-        after = next_page(typed.get("next", "/"))
+        after, kept = next_page(typed.get("next", "/")), bool(typed.get("kept"))
         errors = {}
         if not name.strip():
             errors["name"] = "Enter your account name."
         if not password:
             errors["password"] = "Enter your password."  # noqa: S105  # not one
         if errors:
-            return page(request, "sign-in.html", 422, next=after, name=name, errors=errors)
+            return self._sign_in_page(request, after, kept, 422, name, errors)
         account, refusal = self._tried(request, name, password)
         if account is None:
             status, text = refusal
             errors["name"] = text
-            return page(request, "sign-in.html", status, next=after, name=name, errors=errors)
+            return self._sign_in_page(request, after, kept, status, name, errors)
+        after = after_sign_in(request, account.name, after)
         enter(request, account.name)
         answer = goto("/account" if account.must_change else after)
         self._known.remember(answer, account.name, site_of(request).now)

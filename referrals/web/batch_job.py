@@ -23,7 +23,7 @@ from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,6 +32,7 @@ from referrals.directory import Agency
 from referrals.errors import AddressUnverified, CaseError, CaseInvalid, ReferralsError
 from referrals.row_files import open_rows
 from referrals.settings import Settings
+from referrals.web import downloads
 from referrals.web.batch_folder import DRAFTS, ERRORS, LEFT_OUT, UPLOAD, BatchFolder
 
 if TYPE_CHECKING:
@@ -234,10 +235,7 @@ class Job:
             with self._folder.writing(DRAFTS) as file:
                 with ZipFile(file, "w", ZIP_DEFLATED) as packed:
                     for number, (name, content) in enumerate(made.but(self._seen.wrong), 1):
-                        about = ZipInfo(name, (day.year, day.month, day.day, 0, 0, 0))
-                        about.compress_type = ZIP_DEFLATED
-                        about.external_attr = 0o600 << 16
-                        packed.writestr(about, content)
+                        packed.writestr(downloads.entry(name, day), content)
                         self._step("drafting", number, total)
                 size = file.tell()
         self._folder.tidy(UPLOAD)

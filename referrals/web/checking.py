@@ -18,6 +18,7 @@ from referrals.web.forms import override_form, you_form
 from referrals.web.journeys import Journey, journey_of, taken
 from referrals.web.reading import OF_THE_ADDRESS, read_out
 from referrals.web.routes import Posted, goto, page, posted, shown
+from referrals.web.site import User
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,33 @@ def remove(request: Request, sent: Posted) -> Response:
 
 def set_aside(request: Request) -> Response:
     journey = journey_of(request)
-    return _set_aside(request, journey, _overridden(request, journey), (), 200)
+    finding, number = overridden = _overridden(request, journey)
+    undecided, _ = _parted(journey.typed, finding.code)
+    if undecided:
+        kept = {f"overrides.{number}.{leaf}": tuple(one) for leaf, one in undecided.items()}
+        typed = taken(journey.typed, Posted(kept), [override_form(number)])
+        journey = replace(journey, typed=typed)
+    return _set_aside(request, journey, overridden, (), 200)
+
+
+def _parted(typed: Typed, code: str) -> tuple[Typed, Typed]:
+    """What was typed to set a rule aside and not decided, by the end of its name; and the rest."""
+    start = f"undecided.{code}."
+    undecided = {name: values for name, values in typed.items() if name.startswith(start)}
+    rest = {name: values for name, values in typed.items() if name not in undecided}
+    return {name.removeprefix(start): values for name, values in undecided.items()}, rest
+
+
+def keep_decision(request: Request, user: User, sent: Posted) -> str:
+    """Under names of its own, which set no rule aside."""
+    journey = journey_of(request, user)
+    finding, number = _overridden(request, journey)
+    undecided = {
+        name.replace(f"overrides.{number}.", f"undecided.{finding.code}.", 1): values
+        for name, values in taken({}, sent, [override_form(number)]).items()
+    }
+    _, rest = _parted(journey.typed, finding.code)
+    return journey.keep(typed={**rest, **undecided}).url(f"set-aside/{finding.code}")
 
 
 def _overridden(request: Request, journey: Journey) -> tuple[Finding, int]:
@@ -219,11 +246,12 @@ def _set_aside(
 def set_aside_posted(request: Request, sent: Posted) -> Response:
     journey = journey_of(request)
     finding, number = overridden = _overridden(request, journey)
+    _, before = _parted(journey.typed, finding.code)
     if sent.get("action") == "put-back":
-        kept = without(journey.typed, "overrides", number)
+        kept = without(before, "overrides", number)
         return goto(journey.keep(typed=kept).url("check"))
     group = override_form(number)
-    typed = taken(journey.typed, sent, [group])
+    typed = taken(before, sent, [group])
     typed[f"overrides.{number}.code"] = [finding.code]
     changed = replace(journey, typed=typed)
     wrong = [one for one in changed.reading.problems if one.where.startswith(f"{group.id}.")]
@@ -238,5 +266,5 @@ def routes() -> list[BaseRoute]:
         shown(f"{at}/check", check),
         posted(f"{at}/remove", remove),
         shown(f"{at}/set-aside/{{code}}", set_aside),
-        posted(f"{at}/set-aside/{{code}}", set_aside_posted),
+        posted(f"{at}/set-aside/{{code}}", set_aside_posted, keep=keep_decision),
     ]

@@ -19,9 +19,9 @@ from referrals import bootstrap
 from referrals.settings import WebSettings
 from referrals.web.faults import note_crash
 from referrals.web.login import SignIn
-from referrals.web.site import User
-from referrals.web.store import Session, Store
-from referrals.web.visitors import new_visitor, visitor
+from referrals.web.site import Lapsed
+from referrals.web.store import LAPSED_FOR, Session, Store
+from referrals.web.visitors import new_visitor, nobody, visitor
 
 CSP = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; font-src 'self'; "
@@ -218,9 +218,7 @@ class Sessions:
             return
         request = Request(scope)
         before = self._cookie.read(request)
-        session, user = await run_in_threadpool(self._found, request, before)
-        request.state.session = session
-        request.state.user = user
+        await run_in_threadpool(self._find, request, before)
 
         async def with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -231,15 +229,24 @@ class Sessions:
 
         await self._app(scope, receive, with_cookie)
 
-    def _found(self, request: Request, token: str | None) -> tuple[Session, User | None]:
-        now = bootstrap.now()
-        session = None
+    def _find(self, request: Request, token: str | None) -> None:
+        now, store, longest = bootstrap.now(), self._store, self._longest
+        session = before = None
         if token is not None:
-            session = visitor(self._store, token, now, self._longest) or self._store.session(
-                token, now, self._idle, self._longest
-            )
-        session = session or new_visitor(self._store, now)
-        return session, self._sign_in.user(request, session)
+            session = visitor(store, token, now, longest)
+            session = session or store.session(token, now, self._idle, longest)
+        if token is not None and session is None:
+            before = store.lapsed(token, now)
+            if before is not None:
+                # The browser keeps its token, for the forms that it still has open.
+                session = nobody(store, token, now)
+            else:
+                before = visitor(store, token, now, longest + LAPSED_FOR)
+        session = session or new_visitor(store, now)
+        whose = self._sign_in.user(request, before) if before else None
+        request.state.session = session
+        request.state.user = self._sign_in.user(request, session)
+        request.state.lapsed = Lapsed(before, whose) if before and whose else None
 
 
 class Cookie:

@@ -7,10 +7,8 @@ showed; should one be different by then, nothing is queued and the new one is sh
 from __future__ import annotations
 
 import hashlib
-import io
 import secrets
 import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from email import message_from_bytes
@@ -25,6 +23,7 @@ from referrals.delivery import DeliveryStatus
 from referrals.errors import AddressUnverified, ReferralsError
 from referrals.queueing import Held
 from referrals.service import Referral
+from referrals.web import downloads
 from referrals.web.journeys import Errors, Journey, journey_of
 from referrals.web.letter_frame import header_lines, letter_frame
 from referrals.web.reading import OF_THE_ADDRESS, read_out
@@ -35,7 +34,6 @@ from referrals.web.words import Told, clock_of, told
 _PATIENCE_S = 3.0
 _LOOK_EVERY_S = 0.1
 _UNDER_WAY = (DeliveryStatus.QUEUED, DeliveryStatus.SENDING)
-_PRIVATE_FILE = 0o100600 << 16  # the mode's place in a zip (APPNOTE 4.4.15, Unix)
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def draft(request: Request) -> Response:
     found = next((one for one in journey.referrals if one.file_name == wanted), None)
     if found is None:
         raise HTTPException(404)
-    return _download(journey.service.draft(found), "message/rfc822", found.file_name)
+    return downloads.eml(found.file_name, journey.service.draft(found))
 
 
 def drafts_zip(request: Request) -> Response:
@@ -138,25 +136,9 @@ def drafts_zip(request: Request) -> Response:
     journey = journey_of(request)
     if not journey.referrals:
         raise HTTPException(404)
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
-        for referral in journey.referrals:
-            today = journey.service.today(referral.assessment.place)
-            about = zipfile.ZipInfo(
-                referral.file_name, (today.year, today.month, today.day, 0, 0, 0)
-            )
-            about.external_attr = _PRIVATE_FILE
-            about.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(about, journey.service.draft(referral))
-    return _download(made.getvalue(), "application/zip", "referral-drafts.zip")
-
-
-def _download(content: bytes, kind: str, name: str) -> Response:
-    return Response(
-        content,
-        media_type=kind,
-        headers={"Content-Disposition": f'attachment; filename="{name}"'},
-    )
+    files = {one.file_name: journey.service.draft(one) for one in journey.referrals}
+    today = journey.service.today(journey.reading.place)
+    return downloads.zipped("referral-drafts.zip", files, today)
 
 
 # Submitting

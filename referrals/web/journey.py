@@ -27,6 +27,7 @@ from referrals.web.forms import case_form, details_form
 from referrals.web.journeys import Journey, begin, journey_of, keep_you, taken
 from referrals.web.reading import read_out
 from referrals.web.routes import Posted, goto, page, posted, shown
+from referrals.web.site import User
 
 
 def start(request: Request, _: Posted) -> Response:
@@ -46,14 +47,22 @@ def case(request: Request) -> Response:
     return _case(request, journey, _wrong_in_case(journey) if wanted else (), 200)
 
 
-def case_posted(request: Request, sent: Posted) -> Response:
-    journey = journey_of(request)
-    directory = journey.service.directory
+def _case_typed(journey: Journey, sent: Posted) -> Typed:
     # The incidents are those of the page, however many there were before.
     before = {
         name: values for name, values in journey.typed.items() if not name.startswith("incidents.")
     }
-    typed: Typed = taken(before, sent, case_form(directory, sent.values))
+    return taken(before, sent, case_form(journey.service.directory, sent.values))
+
+
+def keep_case(request: Request, user: User, sent: Posted) -> str:
+    journey = journey_of(request, user)
+    return journey.keep(typed=_case_typed(journey, sent)).url("case")
+
+
+def case_posted(request: Request, sent: Posted) -> Response:
+    journey = journey_of(request)
+    typed = _case_typed(journey, sent)
     action = sent.get("action")
     if action == "add-incident" or action.startswith("remove-incidents."):
         typed = _changed_list(typed, "incidents", action, "on-day", "")
@@ -169,16 +178,26 @@ def _offers(journey: Journey) -> list[Offer]:
     return [Offer(one, one.intervention.id in journey.chosen) for one in found if one]
 
 
-def choose_posted(request: Request, sent: Posted) -> Response:
-    journey = journey_of(request)
-    if journey.first_gap:
-        return goto(journey.first_gap)
+def _chosen(journey: Journey, sent: Posted) -> tuple[str, ...]:
     wanted = sent.all("chosen")
-    chosen = tuple(
+    return tuple(
         one.assessment.intervention.id
         for one in _offers(journey)
         if one.assessment.intervention.id in wanted and one.may_be_chosen
     )
+
+
+def keep_choice(request: Request, user: User, sent: Posted) -> str | None:
+    journey = journey_of(request, user)
+    chosen = () if journey.first_gap else _chosen(journey, sent)
+    return journey.keep(chosen=chosen).url("choose") if chosen else None
+
+
+def choose_posted(request: Request, sent: Posted) -> Response:
+    journey = journey_of(request)
+    if journey.first_gap:
+        return goto(journey.first_gap)
+    chosen = _chosen(journey, sent)
     journey = replace(journey, chosen=chosen)
     if not chosen:
         return _choose(request, journey, "Choose at least one kind of help.", 422)
@@ -213,10 +232,7 @@ def _details(request: Request, journey: Journey, wrong: Iterable[Problem], statu
     )
 
 
-def details_posted(request: Request, sent: Posted) -> Response:
-    journey = journey_of(request)
-    if journey.gap:
-        return goto(journey.gap)
+def _details_typed(journey: Journey, sent: Posted) -> Typed:
     people = {
         name: list(sent.all(name))[-1:]
         for number in numbers(sent.values, "consents")
@@ -224,8 +240,21 @@ def details_posted(request: Request, sent: Posted) -> Response:
         if sent.get(name) in People.model_fields
     }
     before = {**journey.typed, **people}
-    groups = details_form(journey.service.directory, journey.chosen, before)
-    typed: Typed = taken(before, sent, groups)
+    return taken(before, sent, details_form(journey.service.directory, journey.chosen, before))
+
+
+def keep_details(request: Request, user: User, sent: Posted) -> str | None:
+    journey = journey_of(request, user)
+    if journey.gap:
+        return None
+    return journey.keep(typed=_details_typed(journey, sent)).url("details")
+
+
+def details_posted(request: Request, sent: Posted) -> Response:
+    journey = journey_of(request)
+    if journey.gap:
+        return goto(journey.gap)
+    typed = _details_typed(journey, sent)
     action = sent.get("action")
     if action.startswith("add-consents."):
         role = action.rpartition(".")[2]
@@ -265,11 +294,11 @@ def routes() -> list[BaseRoute]:
     return [
         posted("/referrals", start),
         shown(f"{at}/case", case),
-        posted(f"{at}/case", case_posted),
+        posted(f"{at}/case", case_posted, keep=keep_case),
         shown(f"{at}/choose", choose),
-        posted(f"{at}/choose", choose_posted),
+        posted(f"{at}/choose", choose_posted, keep=keep_choice),
         shown(f"{at}/details", details),
-        posted(f"{at}/details", details_posted),
+        posted(f"{at}/details", details_posted, keep=keep_details),
         shown(f"{at}/delete", delete),
         posted(f"{at}/delete", delete_posted),
     ]

@@ -38,6 +38,7 @@ from referrals.web.store import Document
 
 KIND = "journey"
 _YOU = "you"
+_UNFINISHED_YOU = "you-unfinished"
 _KEEP_YOU = timedelta(days=180)
 
 
@@ -52,6 +53,22 @@ def keep_you(site: Site, user: User, typed: Typed) -> None:
     kept = site.store.listed(_YOU, user.name, now)
     body = {"typed": {name: list(values) for name, values in typed.items()}}
     site.store.save(_YOU, user.name, body, now, _KEEP_YOU, kept[0].id if kept else None)
+
+
+def unfinished_you(site: Site, user: User) -> dict[str, list[str]] | None:
+    """What was typed of them and is not right yet; it counts for nothing."""
+    kept = site.store.listed(_UNFINISHED_YOU, user.name, site.now)
+    return kept[0].body["typed"] if kept else None
+
+
+def keep_unfinished_you(site: Site, user: User, typed: Typed | None) -> None:
+    """Instead of what there was of it; None forgets that."""
+    for one in site.store.listed(_UNFINISHED_YOU, user.name, site.now):
+        site.store.forget(_UNFINISHED_YOU, user.name, one.id)
+    if typed is not None:
+        body = {"typed": {name: list(values) for name, values in typed.items()}}
+        keep = timedelta(hours=site.settings.web.keep_progress_hours)
+        site.store.save(_UNFINISHED_YOU, user.name, body, site.now, keep)
 
 
 @dataclass(frozen=True)
@@ -284,13 +301,16 @@ def _contexts(groups: Iterable[Group], several: bool) -> dict[str, str]:
     return made
 
 
-def journey_of(request: Request) -> Journey:
+def journey_of(request: Request, user: User | None = None) -> Journey:
     """The one that the address names, if it is this user's own.
+
+    Args:
+        user: by default, who is asking.
 
     Raises:
         HTTPException: 404.
     """
-    site, user = site_of(request), user_of(request)
+    site, user = site_of(request), user or user_of(request)
     kept = site.store.load(KIND, user.name, request.path_params["journey"], site.now)
     if kept is None:
         raise HTTPException(404)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Protocol
 from urllib.parse import urlencode
 
@@ -13,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from referrals.cli.held import counted
 from referrals.web.routes import Posted, goto, page, posted, shown
-from referrals.web.site import Role, User, roles_with, session_of, site_of
+from referrals.web.site import Role, User, lapsed_of, roles_with, session_of, site_of
 from referrals.web.store import Session
 from referrals.web.visitors import new_visitor
 
@@ -66,9 +69,11 @@ def enter(request: Request, name: str, roles: str = "", title: str = "") -> None
     """Begin a session of somebody who has proved who they are, under a new token.
 
     The one before ends: a token that somebody else may have planted is worth nothing afterwards.
+    Where it was the same person's and had lapsed, it opens nothing, and more forms may be open.
     """
-    site = site_of(request)
-    site.store.end(session_of(request).token)
+    site, lapsed = site_of(request), lapsed_of(request)
+    if lapsed is None or lapsed.user.name != name:
+        site.store.end(session_of(request).token)
     request.state.session = site.store.begin(site.now, name, roles, title)
 
 
@@ -77,12 +82,13 @@ def leave(request: Request) -> None:
     site.store.end(session_of(request).token)
     request.state.session = new_visitor(site.store, site.now)
     request.state.user = None
+    request.state.lapsed = None
 
 
 def sign_in_page(request: Request) -> Response:
     """To the page where one signs in, and from there back to what was asked for.
 
-    What was being posted can't be kept: nobody knows whose it is.
+    What was being posted is not taken: nobody knows whose it is, or the page keeps nothing.
     """
     if request.method not in ("GET", "HEAD"):
         return page(request, "sign-in-again.html", 401)
@@ -90,16 +96,48 @@ def sign_in_page(request: Request) -> Response:
     return goto("/sign-in" if path == "/" else f"/sign-in?{urlencode({'next': path})}")
 
 
+_QUERY = re.compile(r"[\w=&-]+", re.ASCII)
+
+
 def next_page(path: str) -> str:
-    """A page of ours to go on to; `/` for whatever is no plain path."""
+    """A page of ours to go on to; `/` for whatever is no plain path, with a plain query or none."""
+    bare, mark, query = path.partition("?")
     plain = (
-        path.startswith("/")
-        and not path.startswith(("//", "/sign-", "/account", "/api/"))
-        and path.isascii()
-        and path.isprintable()
-        and not set(path) & set("\\?#% ")
+        bare.startswith("/")
+        and not bare.startswith(("//", "/sign-", "/account", "/api/"))
+        and bare.isascii()
+        and bare.isprintable()
+        and not set(bare) & set("\\#% ")
+        and (_QUERY.fullmatch(query) if mark else True)
     )
     return path if plain and len(path) <= 200 else "/"
+
+
+def after_sign_in(request: Request, name: str, path: str) -> str:
+    """The page to go on to for whoever has signed in.
+
+    Where somebody else was before their session lapsed is not for this one to see.
+    """
+    lapsed = lapsed_of(request)
+    return next_page(path) if lapsed is None or lapsed.user.name == name else "/"
+
+
+def why_again(request: Request, kept: bool) -> str:
+    """Why one has to sign in again; nothing for those who were not signed in.
+
+    Args:
+        kept: whether what they sent meanwhile was saved.
+    """
+    site, lapsed = site_of(request), lapsed_of(request)
+    if lapsed is None:
+        return ""
+    web = site.settings.web
+    if site.now < lapsed.session.seen_at + timedelta(minutes=web.idle_minutes):
+        hours = counted(web.longest_hours, "hour")
+        why = f"It is {hours} since you signed in, so you have to do so again."
+    else:
+        why = "You were away for too long, so you have to sign in again."
+    return f"{why} What you typed is kept." if kept else why
 
 
 def sign_out_routes(more: Mapping[str, str] | None = None) -> list[BaseRoute]:
@@ -111,6 +149,8 @@ def sign_out_routes(more: Mapping[str, str] | None = None) -> list[BaseRoute]:
 
     def sign_out(request: Request) -> Response:
         if session_of(request).user is None:
+            if lapsed_of(request):
+                leave(request)
             return goto("/signed-out")
         return page(request, "sign-out.html")
 

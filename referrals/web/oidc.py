@@ -25,12 +25,14 @@ from starlette.routing import BaseRoute, Route
 from referrals.errors import ConfigurationError, Problem
 from referrals.settings import WebSettings, is_loopback
 from referrals.web.login import (
+    after_sign_in,
     enter,
     next_page,
     no_role,
     roles_named,
     sign_in_page,
     sign_out_routes,
+    why_again,
 )
 from referrals.web.metrics import count_sign_in
 from referrals.web.routes import goto, page, shown
@@ -115,6 +117,7 @@ class WithProvider:
         self, request: Request, after: str = "/", status: int = 200, title: str = "", text: str = ""
     ) -> Response:
         start = f"/sign-in/start?{urlencode({'next': after})}"
+        text = text or why_again(request, "kept" in request.query_params)
         return page(request, "sign-in-oidc.html", status, start=start, title=title, text=text)
 
     async def start(self, request: Request) -> Response:
@@ -144,9 +147,10 @@ class WithProvider:
             log.warning("A sign-in was refused: the provider gives no role.")
             raise no_role()
         name, title = _name(self._issuer, claims)
+        after = after_sign_in(request, name, str(body["after"]))
         await run_in_threadpool(enter, request, name, " ".join(roles), title)
         count_sign_in(request, "accepted")
-        return goto(next_page(str(body["after"])))
+        return goto(after)
 
     async def sign_out_everywhere(self, request: Request) -> Response:
         """RP-Initiated Logout 1.0 §2, without a hint: the provider asks whom, if it has to."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -22,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from referrals.web.site import Role, session_of, site_of
+from referrals.web.site import Role, User, lapsed_of, session_of, site_of
 
 Shown = Callable[[Request], Response]
 _MOST_FIELDS = 5_000
@@ -45,6 +46,12 @@ class Posted:
 
 
 PostedTo = Callable[[Request, Posted], Response]
+Keep = Callable[[Request, User, Posted], str | None]
+"""Saves what this user typed into a form, and does nothing else.
+
+It gives the page to go on from; None if there is nowhere to save it. HTTPException is taken for
+that too.
+"""
 
 
 def shown(path: str, page: Shown, *, role: Role | None = Role.REFERRER) -> Route:
@@ -63,15 +70,18 @@ def posted(
     *,
     role: Role | None = Role.REFERRER,
     turns: CapacityLimiter | None = None,
+    keep: Keep | None = None,
 ) -> Route:
     """What a form does; its token is checked first (CSRF).
 
     Args:
         turns: how many may run at once, where it costs more than a page should.
+        keep: instead of `page`, once the session that the form is of has lapsed.
     """
 
     async def endpoint(request: Request) -> Response:
-        check_role(request, role)
+        if keep is None or lapsed_of(request) is None:
+            check_role(request, role)
         check_charset(request)
         async with request.form(max_files=1, max_fields=_MOST_FIELDS) as form:
             typed: dict[str, list[str]] = {}
@@ -82,12 +92,43 @@ def posted(
                 else:
                     typed.setdefault(name, []).append(value)
             [*_, token] = typed.pop("csrf", [""])
-            if not hmac.compare_digest(token.encode(), session_of(request).csrf.encode()):
-                raise HTTPException(403, "expired-form")
-            values = {name: tuple(each) for name, each in typed.items()}
-            return await run_sync(partial(page, request, Posted(values, uploads)), limiter=turns)
+            sent = Posted({name: tuple(each) for name, each in typed.items()}, uploads)
+            if _is_same(token, session_of(request).csrf):
+                check_role(request, role)
+                return await run_sync(partial(page, request, sent), limiter=turns)
+            if keep is not None:
+                path = await run_in_threadpool(_kept, request, token, role, keep, sent)
+                if path is not None:
+                    return _go_on(request, path)
+            check_role(request, role)
+            raise HTTPException(403, "expired-form")
 
     return Route(path, endpoint, methods=["POST"], name=page.__name__)
+
+
+def _is_same(token: str, csrf: str) -> bool:
+    return hmac.compare_digest(token.encode(), csrf.encode())
+
+
+def _kept(request: Request, token: str, role: Role | None, keep: Keep, sent: Posted) -> str | None:
+    """The page to go on from, if the form is of a session that lapsed and what it sent is saved."""
+    site, lapsed, user = site_of(request), lapsed_of(request), request.state.user
+    if lapsed and _is_same(token, lapsed.session.csrf):
+        user = lapsed.user
+    elif user is None or not site.store.has_lapsed(user.name, token, site.now):
+        return None
+    if role is not None and not user.may(role):
+        return None
+    try:
+        return keep(request, user, sent)
+    except HTTPException:
+        return None
+
+
+def _go_on(request: Request, path: str) -> Response:
+    if request.state.user is not None:
+        return goto(path)
+    return goto(f"/sign-in?{urlencode({'kept': 'yes', 'next': path})}")
 
 
 class SignInFirst(Exception):

@@ -40,7 +40,9 @@ _MOST_DOCUMENTS = 500
 _IDLE_CONNECTIONS = 8
 FORGET_AFTER = timedelta(days=1)
 """How long counts of attempts to sign in are kept after the last one."""
-VERSION = 2
+LAPSED_FOR = timedelta(days=1)
+"""How long a session that has lapsed is remembered, for the forms that are still open."""
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -145,16 +147,41 @@ class Store:
             row = connection.execute("SELECT * FROM session WHERE token = ?", (key,)).fetchone()
         if row is None:
             return None
-        began, seen = _moment(row["began_at"]), _moment(row["seen_at"])
-        if not (seen - _TOUCH_EVERY <= now < seen + idle and now < began + longest):
+        found = _session(token, row)
+        if now < found.seen_at - _TOUCH_EVERY:  # somebody set the clock back
             self.end(token)
             return None
-        if now - seen >= _TOUCH_EVERY:
+        if row["lapsed_at"] is not None:
+            return None
+        if now >= min(found.seen_at + idle, found.began_at + longest):
+            with self.writing() as connection:
+                _lapse(connection, now, idle, longest)
+            return None
+        if now - found.seen_at >= _TOUCH_EVERY:
             with self.writing() as connection:
                 connection.execute("UPDATE session SET seen_at = ? WHERE token = ?", (_s(now), key))
-        return Session(token, row["csrf"], row["user"], row["roles"], row["title"], began, seen)
+        return found
+
+    def lapsed(self, token: str, now: datetime) -> Session | None:
+        """The session of a token that lapsed within a day. It was not ended: nobody signed out."""
+        with self.reading() as connection:
+            row = connection.execute(
+                "SELECT * FROM session WHERE token = ? AND lapsed_at > ?",
+                (_hashed(token), _s(now - LAPSED_FOR)),
+            ).fetchone()
+        return _session(token, row) if row else None
+
+    def has_lapsed(self, user: str, csrf: str, now: datetime) -> bool:
+        """Whether a form is of a session of this user that lapsed within a day."""
+        with self.reading() as connection:
+            row = connection.execute(
+                "SELECT 1 FROM session WHERE user = ? AND csrf = ? AND lapsed_at > ?",
+                (user, csrf, _s(now - LAPSED_FOR)),
+            ).fetchone()
+        return row is not None
 
     def end(self, token: str) -> None:
+        """End a session, lapsed or not: nothing is remembered of it."""
         with self.writing() as connection:
             connection.execute("DELETE FROM session WHERE token = ?", (_hashed(token),))
 
@@ -162,7 +189,8 @@ class Store:
         """How many sessions of people are open."""
         with self.reading() as connection:
             [count] = connection.execute(
-                "SELECT count(*) FROM session WHERE user IS NOT NULL AND seen_at > ?",
+                "SELECT count(*) FROM session"
+                " WHERE user IS NOT NULL AND lapsed_at IS NULL AND seen_at > ?",
                 (_s(now - idle),),
             ).fetchone()
         return int(count)
@@ -173,8 +201,9 @@ class Store:
             connection.execute("DELETE FROM session WHERE user = ?", (user,))
 
     def end_everybodys(self) -> int:
-        """End every session; how many there were."""
+        """End every session; how many were open."""
         with self.writing(surely=True) as connection:
+            connection.execute("DELETE FROM session WHERE lapsed_at IS NOT NULL")
             return connection.execute("DELETE FROM session").rowcount
 
     # Documents
@@ -315,13 +344,11 @@ class Store:
     # What has had its time
 
     def expire(self, now: datetime, idle: timedelta, longest: timedelta) -> None:
-        """Remove what has expired."""
+        """Remove what has expired, and sessions a day after they lapsed."""
         with self.writing() as connection:
             connection.execute("DELETE FROM document WHERE expires_at <= ?", (_s(now),))
-            connection.execute(
-                "DELETE FROM session WHERE seen_at <= ? OR began_at <= ?",
-                (_s(now - idle), _s(now - longest)),
-            )
+            _lapse(connection, now, idle, longest)
+            connection.execute("DELETE FROM session WHERE lapsed_at <= ?", (_s(now - LAPSED_FOR),))
             connection.execute("DELETE FROM attempt WHERE last_at <= ?", (_s(now - FORGET_AFTER),))
 
     @asynccontextmanager
@@ -413,6 +440,8 @@ def _migrate(connection: sqlite3.Connection) -> None:
     if version > VERSION:
         raise sqlite3.OperationalError("made by a newer version")
     if version < VERSION:
+        if 0 < version < 3:  # those who are signed in do so once more
+            connection.execute("DROP TABLE session")
         for statement in (files("referrals.web") / "store.sql").read_text("utf-8").split(";\n"):
             if statement.strip():
                 connection.execute(statement)
@@ -433,6 +462,30 @@ def _s(moment: datetime) -> float:
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
+
+
+def _lapse(
+    connection: sqlite3.Connection, now: datetime, idle: timedelta, longest: timedelta
+) -> None:
+    """Mark what has lapsed, with the time when it did, and forget what it is not remembered for."""
+    connection.execute(
+        "UPDATE session SET lapsed_at = min(seen_at + ?, began_at + ?), title = ''"
+        " WHERE lapsed_at IS NULL AND (seen_at <= ? OR began_at <= ?)",
+        (idle.total_seconds(), longest.total_seconds(), _s(now - idle), _s(now - longest)),
+    )
+    connection.execute("DELETE FROM session WHERE lapsed_at IS NOT NULL AND user IS NULL")
+
+
+def _session(token: str, row: sqlite3.Row) -> Session:
+    return Session(
+        token,
+        row["csrf"],
+        row["user"],
+        row["roles"],
+        row["title"],
+        _moment(row["began_at"]),
+        _moment(row["seen_at"]),
+    )
 
 
 def _document(row: sqlite3.Row) -> Document:

@@ -5,7 +5,8 @@ CREATE TABLE IF NOT EXISTS session (
     roles TEXT NOT NULL,
     title TEXT NOT NULL,
     began_at REAL NOT NULL,
-    seen_at REAL NOT NULL
+    seen_at REAL NOT NULL,
+    lapsed_at REAL  -- since then it opens nothing
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS session_user ON session (user);
 CREATE TABLE IF NOT EXISTS document (

@@ -17,6 +17,14 @@ def new_visitor(store: Store, now: datetime) -> Session:
     return _session(store, f"{unsigned}.{store.signed('visitor', unsigned)}", now, now)
 
 
+def nobody(store: Store, token: str, now: datetime) -> Session:
+    """A session under a token that opens nothing any more.
+
+    Its forms have another token than those of the session that lapsed.
+    """
+    return _session(store, token, now, now)
+
+
 def visitor(store: Store, token: str, now: datetime, longest: timedelta) -> Session | None:
     """The session of a token that we made within `longest`."""
     unsigned, _, signature = token.rpartition(".")

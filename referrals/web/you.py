@@ -14,13 +14,27 @@ from referrals.case import Referrer
 from referrals.problems import problems_of
 from referrals.web.fields import Typed, cells_of, told
 from referrals.web.forms import you_form
-from referrals.web.journeys import KIND, Errors, keep_you, taken, you_of
+from referrals.web.journeys import (
+    KIND,
+    Errors,
+    keep_unfinished_you,
+    keep_you,
+    taken,
+    unfinished_you,
+    you_of,
+)
 from referrals.web.routes import Posted, goto, page, posted, shown
-from referrals.web.site import site_of, user_of
+from referrals.web.site import User, site_of, user_of
 
 
 def you(request: Request) -> Response:
-    return _page(request, you_of(site_of(request), user_of(request)), Errors(), 200)
+    site, user = site_of(request), user_of(request)
+    return _page(request, unfinished_you(site, user) or you_of(site, user), Errors(), 200)
+
+
+def keep_typed(request: Request, user: User, sent: Posted) -> str:
+    keep_unfinished_you(site_of(request), user, taken({}, sent, [you_form()]))
+    return _own(request, user)
 
 
 def you_posted(request: Request, sent: Posted) -> Response:
@@ -29,6 +43,7 @@ def you_posted(request: Request, sent: Posted) -> Response:
     if errors:
         return _page(request, typed, errors, 422)
     keep_you(site_of(request), user_of(request), typed)
+    keep_unfinished_you(site_of(request), user_of(request), None)
     return goto(_back(request))
 
 
@@ -52,26 +67,37 @@ def _errors(typed: Typed) -> Errors:
 def _page(request: Request, typed: Typed, errors: Errors, status: int) -> Response:
     return page(
         request, "you.html", status, group=you_form(), typed=typed, errors=errors,
-        action=request.url.path + (f"?{request.url.query}" if _next(request) else ""),
+        action=_own(request, user_of(request)),
         back=_back(request),
     )  # fmt: skip
 
 
-def _next(request: Request) -> str | None:
+def _own(request: Request, user: User) -> str:
+    """This page, with where to go on to."""
+    journey = _next(request, user)
+    if journey is None:
+        return "/you"
+    return f"/you?next={journey}" + ("&back=check" if _from_check(request) else "")
+
+
+def _from_check(request: Request) -> bool:
+    return request.query_params.get("back") == "check"
+
+
+def _next(request: Request, user: User) -> str | None:
     """The referral to go on with, if it is this user's own."""
     wanted = request.query_params.get("next", "")
     site = site_of(request)
-    found = site.store.load(KIND, user_of(request).name, wanted, site.now)
+    found = site.store.load(KIND, user.name, wanted, site.now)
     return found.id if found else None
 
 
 def _back(request: Request) -> str:
-    journey = _next(request)
+    journey = _next(request, user_of(request))
     if journey is None:
         return "/"
-    step = "check" if request.query_params.get("back") == "check" else "case"
-    return f"/referrals/{journey}/{step}"
+    return f"/referrals/{journey}/{'check' if _from_check(request) else 'case'}"
 
 
 def routes() -> list[BaseRoute]:
-    return [shown("/you", you), posted("/you", you_posted)]
+    return [shown("/you", you), posted("/you", you_posted, keep=keep_typed)]

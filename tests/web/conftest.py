@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,10 +17,12 @@ import uvicorn
 from argon2 import PasswordHasher
 from starlette.testclient import TestClient
 
+from referrals import bootstrap
 from referrals.settings import Settings, WebSettings
 from referrals.web import server as server_module
 from referrals.web.app import build_app, build_site
 from referrals.web.layout import environment
+from tests.conftest import NOW
 from tests.e2e.conftest import _cache, home, referrals  # noqa: F401  # fixtures
 
 HERE = "http://127.0.0.1"
@@ -71,6 +74,27 @@ def browsing(settings: Settings) -> Iterator[TestClient]:
 
 def web_settings(folder: Path, **web: Any) -> Settings:
     return Settings(outbox=folder / "outbox", web=WebSettings(port=0, **web))
+
+
+class Clock:
+    """The page's clock, which a test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._now = bootstrap.now()
+        monkeypatch.setattr("referrals.bootstrap.now", lambda: self._now)
+
+    def pass_by(self, **more: float) -> None:
+        self._now += timedelta(**more)
+
+
+@pytest.fixture
+def clock_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("referrals.bootstrap.now", lambda: NOW)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
 class Serving(Protocol):

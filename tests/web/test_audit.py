@@ -18,18 +18,17 @@ from referrals.web import audit_pages
 from referrals.web.site import Role
 from tests.conftest import NOW
 from tests.queued import SENDER
-from tests.web.visiting import Filled, Visitor, settings_in, told, visiting
+from tests.web.conftest import web_settings
+from tests.web.signing import said
+from tests.web.visiting import Filled, Visitor, visiting
 
-
-@pytest.fixture(autouse=True)
-def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("referrals.bootstrap.now", lambda: NOW)
+pytestmark = pytest.mark.usefixtures("clock_stands_still")
 
 
 @pytest.fixture
 def filled(tmp_path: Path) -> Filled:
     """120 entries, of as many cases but for one, which has two."""
-    made = Filled(settings_in(tmp_path))
+    made = Filled(web_settings(tmp_path))
     made.add_queued(119)
     with made.open() as outbox:
         outbox.cancel(made.reference("6"), NOW)
@@ -52,7 +51,7 @@ def tamper(filled: Filled) -> None:
 def test_entries_are_told_the_newest_first_in_pages(visitor: Visitor) -> None:
     pages = [visitor.get(f"/audit?page={number}").text for number in (1, 2, 3)]
     assert [page.count('scope="row"') for page in pages] == [50, 50, 20]
-    text = told(visitor.get("/audit"))
+    text = said(visitor.get("/audit"))
     assert "120 entries, the newest first" in text
     assert text.index("120 24 November 2026, 12:00 jo Cancelled") < text.index(" 119 24 November")
     assert "Facts : people.victim.name" in text, "names of facts are told"
@@ -60,7 +59,7 @@ def test_entries_are_told_the_newest_first_in_pages(visitor: Visitor) -> None:
 
 
 def test_one_case_can_be_shown(filled: Filled, visitor: Visitor) -> None:
-    text = told(visitor.get("/audit?case=case-7"))
+    text = said(visitor.get("/audit?case=case-7"))
     assert "2 entries of CASE-7" in text
     assert filled.reference("6") in text
     assert filled.reference("7") not in text
@@ -70,7 +69,7 @@ def test_one_case_can_be_shown(filled: Filled, visitor: Visitor) -> None:
 
 
 def test_the_chain_is_proved_and_its_end_told(filled: Filled, visitor: Visitor) -> None:
-    text = told(visitor.get("/audit"))
+    text = said(visitor.get("/audit"))
     with filled.open() as outbox:
         [last] = outbox.newest_entries(limit=1)
     assert "the log is whole, 120 entries" in text
@@ -81,7 +80,7 @@ def test_a_log_that_was_tampered_with_is_told(filled: Filled, visitor: Visitor) 
     visitor.get("/audit")
     tamper(filled)
     assert visitor.post("/audit/verify").status_code == 303
-    text = told(visitor.get("/audit"))
+    text = said(visitor.get("/audit"))
     assert "The log was tampered with" in text
     assert "At entry 3: it was altered." in text
 
@@ -89,18 +88,18 @@ def test_a_log_that_was_tampered_with_is_told(filled: Filled, visitor: Visitor) 
 def test_a_new_entry_has_it_proved_anew(filled: Filled, visitor: Visitor) -> None:
     visitor.get("/audit")
     tamper(filled)
-    assert "the log is whole" in told(visitor.get("/audit")), "it was proved when it says so"
+    assert "the log is whole" in said(visitor.get("/audit")), "it was proved when it says so"
     filled.add("new", DeliveryStatus.QUEUED)
-    assert "tampered with" in told(visitor.get("/audit"))
+    assert "tampered with" in said(visitor.get("/audit"))
 
 
 def test_a_long_log_is_proved_when_somebody_asks(
     visitor: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_pages, "_MOST_AT_ONCE", 100)
-    assert "was not verified yet" in told(visitor.get("/audit"))
+    assert "was not verified yet" in said(visitor.get("/audit"))
     visitor.post("/audit/verify")
-    assert "the log is whole" in told(visitor.get("/audit"))
+    assert "the log is whole" in said(visitor.get("/audit"))
 
 
 def test_it_is_saved_as_the_command_prints_it(filled: Filled, visitor: Visitor) -> None:
@@ -120,8 +119,8 @@ def test_it_is_saved_as_the_command_prints_it(filled: Filled, visitor: Visitor) 
 
 
 def test_an_empty_log_is_whole(tmp_path: Path) -> None:
-    with visiting(settings_in(tmp_path)) as one:
-        assert "There is no entry yet." in told(one.get("/audit"))
+    with visiting(web_settings(tmp_path)) as one:
+        assert "There is no entry yet." in said(one.get("/audit"))
 
 
 @pytest.mark.parametrize("role", [Role.REFERRER, Role.SENDER])

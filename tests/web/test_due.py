@@ -16,20 +16,20 @@ from referrals.delivery import DeliveryStatus
 from referrals.web.site import Role
 from tests.conftest import CONFIG, NOW
 from tests.queued import SENDER
-from tests.web.visiting import ADDRESS, Filled, Visitor, settings_in, told, visiting
+from tests.web.conftest import web_settings
+from tests.web.signing import said
+from tests.web.visiting import ADDRESS, Filled, Visitor, visiting
 
 DAY = timedelta(days=1)
 NO_REMINDER = "No reminder can be made."
 
 
-@pytest.fixture(autouse=True)
-def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("referrals.bootstrap.now", lambda: NOW)
+pytestmark = pytest.mark.usefixtures("clock_stands_still")
 
 
 @pytest.fixture
 def filled(tmp_path: Path) -> Filled:
-    made = Filled(settings_in(tmp_path))
+    made = Filled(web_settings(tmp_path))
     made.add("late", DeliveryStatus.RELAYED, ago=9 * DAY)
     made.add("later", DeliveryStatus.RELAYED, ago=12 * DAY)
     made.add("held", DeliveryStatus.UNCERTAIN, ago=10 * DAY, hold=True)
@@ -53,7 +53,7 @@ def test_those_late_come_first_and_then_those_that_are_due_soon(
     filled: Filled, visitor: Visitor
 ) -> None:
     answer = visitor.get("/due")
-    text = told(answer)
+    text = said(answer)
     late, _, soon = text.partition("In the next 7 days (2)")
     assert "Late (4)" in late
     for kind in ("late", "later", "held", "tried"):
@@ -68,8 +68,8 @@ def test_those_late_come_first_and_then_those_that_are_due_soon(
 
 
 def test_who_waits_for_nobody_is_told_so(tmp_path: Path) -> None:
-    with visiting(settings_in(tmp_path)) as one:
-        text = told(one.get("/due"))
+    with visiting(web_settings(tmp_path)) as one:
+        text = said(one.get("/due"))
     assert "Nothing is late." in text
     assert "Download reminders" not in text
 
@@ -93,7 +93,7 @@ def test_it_is_from_whoever_has_said_who_they_are(filled: Filled, visitor: Visit
              "email": "jo@council.example.com", "phone": "01632 960001"}  # fmt: skip
     sent = visitor.post("/you", {f"referrer.{name}": value for name, value in typed.items()})
     assert sent.status_code == 303
-    assert "It is from you, Jo Bloggs." in told(visitor.get("/due"))
+    assert "It is from you, Jo Bloggs." in said(visitor.get("/due"))
     answer = visitor.get(f"/due/{filled.reference('late')}/reminder.eml")
     message = message_from_bytes(answer.content, policy=default)
     assert message["From"] == "Jo Bloggs <jo@council.example.com>"
@@ -129,7 +129,7 @@ def test_what_is_not_to_be_reminded_of_is_not(kind: str, filled: Filled, visitor
 
 
 def test_what_is_still_tried_says_why_not(visitor: Visitor) -> None:
-    text = told(visitor.get("/due"))
+    text = said(visitor.get("/due"))
     assert f"{NO_REMINDER} It is still being tried" in text
     assert "referrals deliver" not in text
 
@@ -144,7 +144,7 @@ def test_a_changed_address_gets_no_reminder(filled: Filled, tmp_path: Path) -> N
     agencies.write_text(agencies.read_text().replace(ADDRESS, "new@victimcare.example.com"))
     settings = filled.settings.model_copy(update={"config": config})
     with visiting(settings) as one:
-        text = told(one.get("/due"))
+        text = said(one.get("/due"))
         assert "The address has changed" in text
         assert "Download reminders" not in text
         wanted = {"reference": [filled.reference("late")], "to": "me@example.com"}

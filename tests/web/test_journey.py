@@ -29,11 +29,11 @@ from referrals.sink import Sink
 from referrals.verification import Verification
 from referrals.web.app import build_app
 from referrals.web.site import Role, Site
-from tests.conftest import NOW
 from tests.e2e.conftest import Beside
 from tests.smtp_sink import wait_until
+from tests.web.signing import csrf, said
 from tests.web.visiting import As, Filled, Visitor, visiting
-from tests.web.walking import Form, Walker, csrf, said
+from tests.web.walking import Form, Walker
 
 INTERVENTIONS = (
     "fire-resistant-mailbox",
@@ -67,9 +67,7 @@ def visitor(tmp_path: Path) -> Iterator[Visitor]:
 Walking = Callable[..., Walker]
 
 
-@pytest.fixture(autouse=True)
-def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("referrals.bootstrap.now", lambda: NOW)
+pytestmark = pytest.mark.usefixtures("clock_stands_still")
 
 
 @pytest.fixture
@@ -155,7 +153,7 @@ def test_what_arrives_is_what_was_previewed(tmp_path: Path, intervention: str) -
             shown = previewed(walker, intervention)
             went = walker.submit(intervention).headers["location"]
             wait_until(lambda: sink.arrived, "the message")
-            done = said(walker.get(went).text)
+            done = said(walker.get(went))
             agency = referral_of(
                 visitor.site, sample(visitor.site, intervention), intervention
             ).agency
@@ -188,7 +186,7 @@ def test_queues_all_that_is_ticked_at_once(visitor: Visitor, walking: Walking) -
     assert {one.intervention for one in held} == {"mediation", "victim-hardening"}
     assert actors == {"jo"}
     assert accepted == [True, True]
-    done = said(walker.get(f"{walker.at}/done").text)
+    done = said(walker.get(f"{walker.at}/done"))
     assert all(one.reference in done for one in held)
     assert "Save the draft: Target hardening" in done
 
@@ -483,10 +481,12 @@ def test_nobody_else_sees_it(visitor: Visitor, walking: Walking) -> None:
         for name in shown:
             assert other.get(f"{walker.at}/{name}").status_code == 404, name
         for name in posted:
-            answer = other.post(f"{walker.at}/{name}", data={"csrf": csrf(other), "action": "x"})
+            answer = other.post(
+                f"{walker.at}/{name}", data={"csrf": csrf(other.get("/")), "action": "x"}
+            )
             assert answer.status_code == 404, name
         assert "SAMPLE-001" not in other.get("/").text
-        other.post(f"/you?next={walker.at.split('/')[2]}", data={"csrf": csrf(other)})
+        other.post(f"/you?next={walker.at.split('/')[2]}", data={"csrf": csrf(other.get("/"))})
     assert walker.get(f"{walker.at}/check").status_code == 200
 
 
@@ -554,7 +554,7 @@ def test_says_what_an_agreement_that_was_refused_stops(walking: Walking) -> None
     # One may leave it out, and go on with the others.
     went = walker.post(f"{walker.at}/remove", {"intervention": "mediation"}).headers["location"]
     assert went == f"{walker.at}/check"
-    assert "Mediation" not in said(walker.get(went).text)
+    assert "Mediation" not in said(walker.get(went))
 
 
 def test_a_second_record_of_a_persons_agreement_counts(walking: Walking) -> None:
@@ -672,16 +672,16 @@ def test_is_queued_once_however_often_it_is_submitted(visitor: Visitor, walking:
     walker = walking("victim-hardening")
     walker.to_check("victim-hardening")
     walker.submit("victim-hardening")
-    assert "queued before" not in said(walker.get(f"{walker.at}/done").text)
+    assert "queued before" not in said(walker.get(f"{walker.at}/done"))
     walker.submit("victim-hardening")
-    assert "had been queued before" in said(walker.get(f"{walker.at}/done").text)
+    assert "had been queued before" in said(walker.get(f"{walker.at}/done"))
     assert len(in_outbox(visitor.site)) == 1
 
 
 def test_two_clicks_at_once_queue_it_once(visitor: Visitor, walking: Walking) -> None:
     walker = walking("victim-hardening")
     walker.to_check("victim-hardening")
-    values = {**walker.seen(), "csrf": csrf(walker.client)}
+    values = {**walker.seen(), "csrf": csrf(walker.get("/"))}
     values |= {"submit": "victim-hardening", "accept": "victim-hardening"}
     answers: list[Response] = []
 

@@ -16,21 +16,21 @@ from tests.conftest import NOW
 from tests.e2e.conftest import Beside
 from tests.peers import Say, ScriptedRelay
 from tests.queued import SENDER
+from tests.web.conftest import web_settings
+from tests.web.signing import said
 from tests.web.test_courier import until
-from tests.web.visiting import ADDRESS, Filled, Visitor, settings_in, told, visiting
+from tests.web.visiting import ADDRESS, Filled, Visitor, visiting
 
 REFUSED = Reply(550, "5.1.1", "no such <user> here")
 
 
-@pytest.fixture(autouse=True)
-def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("referrals.bootstrap.now", lambda: NOW)
+pytestmark = pytest.mark.usefixtures("clock_stands_still")
 
 
 @pytest.fixture
 def filled(tmp_path: Path) -> Filled:
     """One of each status, the newest last."""
-    made = Filled(settings_in(tmp_path))
+    made = Filled(web_settings(tmp_path))
     made.add("late", DeliveryStatus.RELAYED, ago=timedelta(days=9))
     made.add("relayed", DeliveryStatus.RELAYED, ago=timedelta(hours=8))
     made.add("failed", DeliveryStatus.FAILED, reply=REFUSED)
@@ -51,7 +51,7 @@ def visitor(filled: Filled) -> Iterator[Visitor]:
 
 def test_the_list_has_every_message_the_newest_first(filled: Filled, visitor: Visitor) -> None:
     answer = visitor.get("/outbox")
-    text = told(answer)
+    text = said(answer)
     assert answer.status_code == 200
     places = [text.index(filled.reference(kind)) for kind in reversed(filled.cases)]
     assert places == sorted(places)
@@ -63,22 +63,22 @@ def test_the_list_has_every_message_the_newest_first(filled: Filled, visitor: Vi
 
 
 def test_an_empty_outbox_says_so(tmp_path: Path) -> None:
-    with visiting(settings_in(tmp_path)) as one:
-        text = told(one.get("/outbox"))
+    with visiting(web_settings(tmp_path)) as one:
+        text = said(one.get("/outbox"))
     assert "Nothing was submitted yet." in text
     assert "No relay" not in text, "nothing waits for one"
 
 
 @pytest.mark.parametrize("status", ["failed", "relayed", "delayed"])
 def test_one_status_alone_can_be_shown(status: str, filled: Filled, visitor: Visitor) -> None:
-    text = told(visitor.get(f"/outbox?status={status}"))
+    text = said(visitor.get(f"/outbox?status={status}"))
     for kind in filled.cases:
         wanted = kind == status or (status, kind) == ("relayed", "late")
         assert (filled.reference(kind) in text) == wanted, kind
 
 
 def test_a_status_that_there_is_not_shows_all(filled: Filled, visitor: Visitor) -> None:
-    assert "9 referrals" in told(visitor.get("/outbox?status=lost&page=-3"))
+    assert "9 referrals" in said(visitor.get("/outbox?status=lost&page=-3"))
 
 
 def test_a_referral_is_found_by_its_reference_or_its_cases(
@@ -86,17 +86,17 @@ def test_a_referral_is_found_by_its_reference_or_its_cases(
 ) -> None:
     wanted, other = filled.reference("failed"), filled.reference("queued")
     for find in (wanted, wanted.lower(), wanted.replace("-", " "), " case-3 "):
-        text = told(visitor.get(f"/outbox?find={find}"))
+        text = said(visitor.get(f"/outbox?find={find}"))
         assert (wanted in text, other in text) == (True, False), find
     for find in ("CASE", "nobody", "<script>alert(1)</script>", "%00", "x" * 3000):
         answer = visitor.get(f"/outbox?find={find}")
         assert (answer.status_code, "There is nothing like that" in answer.text) == (200, True)
         assert "<script>alert" not in answer.text
-    assert wanted not in told(visitor.get(f"/outbox?find={wanted}&status=queued"))
+    assert wanted not in said(visitor.get(f"/outbox?find={wanted}&status=queued"))
 
 
 def test_many_are_told_in_pages(tmp_path: Path) -> None:
-    filled = Filled(settings_in(tmp_path))
+    filled = Filled(web_settings(tmp_path))
     filled.add_queued(60)
     with visiting(filled.settings) as one:
         pages = [one.get(f"/outbox?page={number}").text for number in (1, 2, 3)]
@@ -115,7 +115,7 @@ def test_many_are_told_in_pages(tmp_path: Path) -> None:
 
 def test_one_referral_tells_its_attempts_and_what_to_do(filled: Filled, visitor: Visitor) -> None:
     answer = visitor.get(f"/outbox/{filled.reference('failed').lower()}")
-    text = told(answer)
+    text = said(answer)
     assert "550 5.1.1 no such <user> here" in text
     assert "<user>" not in answer.text
     assert "The agency has not had it." in text
@@ -143,14 +143,14 @@ def test_one_referral_tells_its_attempts_and_what_to_do(filled: Filled, visitor:
 def test_it_offers_what_the_outbox_would_do(
     kind: str, buttons: set[str], filled: Filled, visitor: Visitor
 ) -> None:
-    text = told(visitor.get(f"/outbox/{filled.reference(kind)}"))
+    text = said(visitor.get(f"/outbox/{filled.reference(kind)}"))
     known = {"Record an answer", "Try again now", "Cancel it", "Send a reminder"}
     assert {one for one in known if one in text} == buttons
 
 
 def test_what_is_tried_again_says_when(filled: Filled, visitor: Visitor) -> None:
     for kind, words in (("delayed", "soon after."), ("uncertain", "and may arrive twice")):
-        text = told(visitor.get(f"/outbox/{filled.reference(kind)}"))
+        text = said(visitor.get(f"/outbox/{filled.reference(kind)}"))
         assert "tried again at 12:01 on 24 November 2026" in text
         assert words in text
 
@@ -169,7 +169,7 @@ def test_retrying_makes_it_due_in_the_users_name(filled: Filled, visitor: Visito
         303,
         f"/outbox/{reference}?done=retried",
     )
-    assert "It is tried again now." in told(visitor.get(answer.headers["location"]))
+    assert "It is tried again now." in said(visitor.get(answer.headers["location"]))
     with filled.open() as outbox:
         assert outbox.held(reference=reference)[0].status is DeliveryStatus.QUEUED
         [*_, last] = outbox.audit()
@@ -178,7 +178,7 @@ def test_retrying_makes_it_due_in_the_users_name(filled: Filled, visitor: Visito
 
 def test_cancelling_asks_first(filled: Filled, visitor: Visitor) -> None:
     path = f"/outbox/{filled.reference('failed')}/cancel"
-    assert "Cancel this referral?" in told(visitor.get(path))
+    assert "Cancel this referral?" in said(visitor.get(path))
     with filled.open() as outbox:
         assert outbox.counts()["failed"] == 1
         assert visitor.post(path).status_code == 303
@@ -189,16 +189,16 @@ def test_cancelling_asks_first(filled: Filled, visitor: Visitor) -> None:
 
 def test_an_answer_is_recorded_with_the_day(filled: Filled, visitor: Visitor) -> None:
     path = f"/outbox/{filled.reference('late')}/answered"
-    assert "Has the agency answered?" in told(visitor.get(path))
-    assert "recorded" in told(visitor.get(visitor.post(path).headers["location"]))
-    assert "Recorded on 24 November 2026" in told(visitor.get(path.removesuffix("/answered")))
+    assert "Has the agency answered?" in said(visitor.get(path))
+    assert "recorded" in said(visitor.get(visitor.post(path).headers["location"]))
+    assert "Recorded on 24 November 2026" in said(visitor.get(path.removesuffix("/answered")))
     assert visitor.get(path).status_code == 409
 
 
 def test_whose_content_is_forgotten_is_not_tried_again(filled: Filled, visitor: Visitor) -> None:
     with filled.open() as outbox:
         outbox.purge_unfinished(NOW + timedelta(days=1), NOW)
-    text = told(visitor.get(f"/outbox/{filled.reference('failed')}"))
+    text = said(visitor.get(f"/outbox/{filled.reference('failed')}"))
     assert "refer again from the case" in text
     assert "Try again now" not in text
     assert visitor.post(f"/outbox/{filled.reference('failed')}/retry").status_code == 409
@@ -207,7 +207,7 @@ def test_whose_content_is_forgotten_is_not_tried_again(filled: Filled, visitor: 
 def test_a_referrer_looks_and_does_not_decide(filled: Filled) -> None:
     reference = filled.reference("failed")
     with visiting(filled.settings, Role.REFERRER) as one:
-        text = told(one.get(f"/outbox/{reference}"))
+        text = said(one.get(f"/outbox/{reference}"))
         assert "Try again now" not in text
         assert "Somebody who may submit referrals decides on this" in text
         for verb in ("retry", "cancel", "answered"):
@@ -227,12 +227,12 @@ def test_no_form_works_without_its_token(filled: Filled, visitor: Visitor) -> No
 
 def test_several_of_one_reference_are_all_told(tmp_path: Path) -> None:
     """The same referral with other facts, as `content_key` knows them apart."""
-    filled = Filled(settings_in(tmp_path))
+    filled = Filled(web_settings(tmp_path))
     first = filled.add("one", DeliveryStatus.CANCELLED, ago=timedelta(days=1))
     with filled.open() as outbox:
         outbox.queue([first], NOW)
     with visiting(filled.settings) as visitor:
-        text = told(visitor.get(f"/outbox/{filled.reference('one')}"))
+        text = said(visitor.get(f"/outbox/{filled.reference('one')}"))
     assert "Queued before, with other facts" in text
     assert "Cancelled" in text
 
@@ -241,15 +241,15 @@ def test_several_of_one_reference_are_all_told(tmp_path: Path) -> None:
 
 
 def test_unfinished_and_old_ones_are_named(tmp_path: Path) -> None:
-    filled = Filled(settings_in(tmp_path))
+    filled = Filled(web_settings(tmp_path))
     filled.add("old", DeliveryStatus.FAILED, ago=timedelta(days=100))
     with visiting(filled.settings) as visitor:
-        text = told(visitor.get("/outbox"))
+        text = said(visitor.get("/outbox"))
     assert "1 referral neither relayed nor cancelled, and untouched for 90 days or more" in text
 
 
 def test_without_a_relay_what_waits_is_said_to_wait(visitor: Visitor) -> None:
-    assert "No relay (outgoing mail server) is set up" in told(visitor.get("/outbox"))
+    assert "No relay (outgoing mail server) is set up" in said(visitor.get("/outbox"))
 
 
 def test_where_another_process_delivers_that_is_said(filled: Filled) -> None:
@@ -258,24 +258,24 @@ def test_where_another_process_delivers_that_is_said(filled: Filled) -> None:
         update={"relay": relay, "web": WebSettings(deliver=False)}
     )
     with visiting(settings) as one:
-        assert "`referrals deliver` does" in told(one.get("/outbox"))
+        assert "`referrals deliver` does" in said(one.get("/outbox"))
 
 
 def test_a_relay_that_refuses_is_told_on_the_page_and_pages_go_on(tmp_path: Path) -> None:
-    filled = Filled(settings_in(tmp_path))
+    filled = Filled(web_settings(tmp_path))
     filled.add("queued", DeliveryStatus.QUEUED)
     relay = ScriptedRelay({"greeting": Say(b"554 5.7.1 <go> away\r\n", close=True)})
     with Beside(relay), visiting(_through(filled, relay.port)) as one:
         until(lambda: bool(one.site.courier.fault))
         for path in ("/outbox", f"/outbox/{filled.reference('queued')}"):
-            text = told(one.get(path))
+            text = said(one.get(path))
             assert "Nothing can be submitted just now" in text
             assert "5.7.1 <go> away" in text
 
 
 def test_a_click_has_it_relayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("referrals.worker._POLL_S", 3600.0)
-    filled = Filled(settings_in(tmp_path))
+    filled = Filled(web_settings(tmp_path))
     sent = filled.add("failed", DeliveryStatus.FAILED)
     with Beside(Sink()) as sink, visiting(_through(filled, sink.port), Role.SENDER) as one:
         one.post(f"/outbox/{filled.reference('failed')}/retry")
@@ -283,7 +283,7 @@ def test_a_click_has_it_relayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         [arrived] = sink.arrived
         assert (arrived.content, arrived.recipients) == (sent.outgoing.content, (ADDRESS,))
         path = f"/outbox/{filled.reference('failed')}"
-        until(lambda: "Relayed" in told(one.get(path)))
+        until(lambda: "Relayed" in said(one.get(path)))
 
 
 def _through(filled: Filled, port: int) -> Settings:

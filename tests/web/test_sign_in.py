@@ -17,32 +17,15 @@ import pytest
 from joserfc.jwk import OctKey, RSAKey
 from starlette.testclient import TestClient
 
-from referrals import bootstrap
 from referrals.errors import ConfigurationError
 from referrals.settings import Settings, WebSettings
 from referrals.web.app import build_site
 from referrals.web.throttle import ACCOUNT, ADDRESS, Allowance, wait_words
-from tests.web.conftest import Serving, browsing, web_settings
+from tests.web.conftest import Clock, Serving, browsing, web_settings
 from tests.web.provider import CLIENT, SECRET, Provider
 from tests.web.signing import PASSWORD, add_account, csrf, post, said, sign_in
 
 ADDRESS_SET = "https://referrals.council.example.com"
-
-
-class Clock:
-    """The page's clock, which a test moves."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._now = bootstrap.now()
-        monkeypatch.setattr("referrals.bootstrap.now", lambda: self._now)
-
-    def pass_by(self, **more: float) -> None:
-        self._now += timedelta(**more)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
 
 
 @pytest.fixture
@@ -82,8 +65,9 @@ def test_one_is_led_to_the_sign_in_page_and_from_there_to_where_one_wanted(
 @pytest.mark.parametrize(
     "wanted",
     ["//evil.example", "/\\evil.example", "https://evil.example/", "evil.example", "/%2f/evil",
-     "/a\r\nX: y", "/\tevil", "/sign-out", "/sign-in", "/account", "/outbox?x=y", "", "/é",
-     "/" + "a" * 300, "javascript:alert(1)"],
+     "/a\r\nX: y", "/\tevil", "/sign-out", "/sign-in", "/account", "/sign-in?next=/", "", "/é",
+     "/outbox?x=//evil.example", "/outbox?", "/outbox?x=%0d%0a", "/outbox?x=y#z", "?x=y",
+     "//evil.example?x=y", "/" + "a" * 300, "/a?" + "a" * 300, "javascript:alert(1)"],
 )  # fmt: skip
 def test_nobody_is_led_away_after_signing_in(browser: TestClient, wanted: str) -> None:
     assert sign_in(browser, next=wanted).headers["location"] == "/"
@@ -166,7 +150,7 @@ def test_a_form_sent_after_the_session_ended_is_not_taken_and_it_is_said(
     sign_in(browser)
     token = csrf(browser.get("/account"))
     clock.pass_by(minutes=31)
-    answer = browser.post("/you", data={"csrf": token, "name": "Jo"})
+    answer = browser.post("/referrals", data={"csrf": token})
     assert answer.status_code == 401
     assert "You were signed out" in said(answer)
     assert browser.get("/account").status_code == 303

@@ -14,7 +14,7 @@ import pytest
 
 from referrals.errors import OutboxUnusable
 from referrals.web.site import Role
-from referrals.web.store import VERSION, Store
+from referrals.web.store import LAPSED_FOR, VERSION, Store
 from referrals.web.visitors import new_visitor, visitor
 from tests.conftest import NOW
 
@@ -32,6 +32,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def octets(store: Store) -> bytes:
     """Of the file and its log."""
     return b"".join(path.read_bytes() for path in sorted(store.path.parent.iterdir()))
+
+
+def in_file(store: Store) -> bytes:
+    """The same, once the log is written into the file."""
+    with store.reading() as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return octets(store)
 
 
 def test_a_session_is_found_by_its_token_alone_and_the_file_does_not_have_it(store: Store) -> None:
@@ -77,6 +84,68 @@ def test_all_sessions_of_one_user_end_and_no_others(store: Store) -> None:
     assert store.signed_in(NOW, IDLE) == 1
 
 
+@pytest.mark.parametrize("tidied", [True, False])
+@pytest.mark.parametrize(
+    ("clicks", "lapse"),
+    [([], IDLE), (range(20, 600, 20), LONGEST)],
+    ids=["idle", "longest"],
+)
+def test_a_session_that_lapsed_is_remembered_for_a_day_and_opens_nothing(
+    store: Store, tidied: bool, clicks: list[int], lapse: timedelta
+) -> None:
+    """Whoever noticed it, and whenever: the day is counted from when it lapsed."""
+    session = store.begin(NOW, "jo", "sender", "CANARY")
+    for minute in clicks:
+        assert store.session(session.token, NOW + timedelta(minutes=minute), IDLE, LONGEST)
+    assert store.lapsed(session.token, NOW + lapse) is None, "not before it has"
+    assert not store.has_lapsed("jo", session.csrf, NOW + lapse)
+    late = NOW + lapse + LAPSED_FOR - timedelta(seconds=1)
+
+    if tidied:
+        store.expire(late, IDLE, LONGEST)
+    assert store.session(session.token, late, IDLE, LONGEST) is None
+    assert store.session(session.token, late, 9 * IDLE, 9 * LONGEST) is None, "it is for good"
+    assert store.signed_in(NOW, IDLE) == 0
+    found = store.lapsed(session.token, late)
+    assert found is not None
+    assert (found.user, found.roles, found.csrf) == ("jo", "sender", session.csrf)
+    assert b"CANARY" not in in_file(store)
+    assert store.has_lapsed("jo", session.csrf, late)
+    assert not store.has_lapsed("al", session.csrf, late)
+    assert not store.has_lapsed("jo", "", late)
+
+    assert store.lapsed(session.token, late + timedelta(seconds=1)) is None
+    assert not store.has_lapsed("jo", session.csrf, late + timedelta(seconds=1))
+    store.expire(late + timedelta(seconds=1), IDLE, LONGEST)
+    assert sessions(store) == 0
+
+
+def test_what_is_ended_has_not_lapsed(store: Store) -> None:
+    made = [store.begin(NOW, name) for name in ("jo", "jo", "al", "bo")]
+    store.begin(NOW)
+    open_one = store.begin(NOW + IDLE, "cy")
+    store.end(made[0].token)
+    store.expire(NOW + IDLE, IDLE, LONGEST)
+
+    def lapsed() -> list[bool]:
+        return [store.lapsed(one.token, NOW + IDLE) is not None for one in made]
+
+    assert lapsed() == [False, True, True, True]
+    assert sessions(store) == 4, "of somebody who has not signed in, nothing is remembered"
+    store.end_all("jo")
+    store.end(made[2].token)
+    assert lapsed() == [False, False, False, True]
+    assert store.end_everybodys() == 1, "as many as were open"
+    assert lapsed() == [False] * 4
+    assert store.session(open_one.token, NOW + IDLE, IDLE, LONGEST) is None
+
+
+def sessions(store: Store) -> int:
+    with store.reading() as connection:
+        [count] = connection.execute("SELECT count(*) FROM session").fetchone()
+    return int(count)
+
+
 def test_a_document_is_its_owners_alone(store: Store) -> None:
     kept = store.save("referral", "jo", {"a": 1}, NOW, HOUR)
 
@@ -98,9 +167,9 @@ def test_what_has_expired_is_not_found_and_then_not_in_the_file(store: Store) ->
     assert store.load("referral", "jo", kept.id, NOW + HOUR) is None
     store.expire(NOW + HOUR, IDLE, LONGEST)
     assert store.session(token, NOW, IDLE, LONGEST) is None
-    with store.reading() as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    assert b"CANARY" not in octets(store)
+    assert b"CANARY-1" not in in_file(store)
+    store.expire(NOW + IDLE + LAPSED_FOR, IDLE, LONGEST)
+    assert b"CANARY" not in in_file(store)
 
 
 def test_one_can_only_keep_so_much(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +306,20 @@ def test_the_file_is_private_and_a_newer_one_is_refused(store: Store) -> None:
     connection.close()
     with pytest.raises(OutboxUnusable, match="newer version"):
         Store(store.path)
+
+
+def test_a_file_from_before_sessions_were_remembered_is_taken_on(store: Store) -> None:
+    kept = store.save("referral", "jo", {"a": 1}, NOW, HOUR)
+    store.begin(NOW, "jo")
+    with store.writing() as connection:
+        connection.execute("ALTER TABLE session DROP COLUMN lapsed_at")
+        connection.execute("PRAGMA user_version = 2")
+
+    again = Store(store.path)
+    assert again.load("referral", "jo", kept.id, NOW) == kept
+    assert sessions(again) == 0, "one signs in once more"
+    assert again.session(again.begin(NOW, "jo").token, NOW, IDLE, LONGEST) is not None
+    again.close()
 
 
 def test_a_folder_that_is_no_folder_is_said(tmp_path: Path) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from html import unescape
-from pathlib import Path
 from typing import Any
 
 from httpx2 import Response
-from jinja2 import Environment
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.responses import Response as Answer
@@ -32,8 +28,9 @@ from referrals.web.store import Session
 from tests.conftest import NOW
 from tests.peers import run
 from tests.queued import submission
+from tests.web.conftest import HERE
+from tests.web.signing import csrf
 
-_TAG = re.compile(r"<[^>]*>")
 ADDRESS = "admin@nottsvictimcare.org.uk"
 
 
@@ -69,29 +66,17 @@ class Visitor:
 
     def post(self, path: str, data: Mapping[str, Any] | None = None) -> Response:
         """With the token of the session that this browser has."""
-        form: Response = self.client.get("/you")
-        [token] = set(re.findall(r'name="csrf" value="([^"]+)"', form.text))
+        token = csrf(self.client.get("/you"))
         answer: Response = self.client.post(
             path, data={**(data or {}), "csrf": token}, follow_redirects=False
         )
         return answer
 
 
-def told(answer: Response) -> str:
-    """What a page says, without its markup."""
-    return " ".join(unescape(_TAG.sub(" ", answer.text)).split())
-
-
-_compiled: list[Environment] = []  # once for all tests: it takes longer than most of them
-
-
 @contextmanager
 def visiting(settings: Settings, role: Role = Role.ADMINISTRATOR) -> Iterator[Visitor]:
-    site = build_site(settings)
-    if not _compiled:
-        _compiled.append(site.templates)
-    site = dataclasses.replace(site, sign_in=As(role), templates=_compiled[0])
-    with TestClient(build_app(site), "http://127.0.0.1") as client:
+    site = dataclasses.replace(build_site(settings), sign_in=As(role))
+    with TestClient(build_app(site), HERE) as client:
         yield Visitor(site, client)
 
 
@@ -161,7 +146,3 @@ async def _add(
         return
     outcome = Outcome(status, "smtp.example.com:587", "content", reply)
     await outbox.record(claimed, "lane", outcome, then, RetryPolicy(), hold_uncertain=hold)
-
-
-def settings_in(folder: Path) -> Settings:
-    return Settings(outbox=folder / "outbox")

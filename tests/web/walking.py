@@ -12,6 +12,7 @@ import httpx2
 from starlette.testclient import TestClient
 
 from referrals.case_files import flatten
+from tests.web.signing import csrf, said
 
 
 class Form(HTMLParser):
@@ -96,11 +97,11 @@ class Walker:
     def post(
         self, path: str, values: Mapping[str, Sequence[str] | str], expected: int = 303
     ) -> httpx2.Response:
-        token = csrf(self.client)
+        token = csrf(self.client.get("/"))
         answer: httpx2.Response = self.client.post(
             path, data={"csrf": token, **values}, follow_redirects=False
         )
-        assert answer.status_code == expected, (path, answer.status_code, said(answer.text))
+        assert answer.status_code == expected, (path, answer.status_code, said(answer))
         return answer
 
     def fill(self, path: str, **more: Sequence[str] | str) -> dict[str, Sequence[str] | str]:
@@ -190,15 +191,3 @@ def _inputs(
     elif name in offered:
         several = "; " in cell and offered[name]
         yield name, cell.split("; ") if several else cell
-
-
-def csrf(client: TestClient) -> str:
-    found = re.search(r'name="csrf" value="([^"]+)"', client.get("/").text)
-    assert found
-    return found[1]
-
-
-def said(html: str) -> str:
-    """A page's own words, to read where a test fails."""
-    main = html.partition("<main")[2].partition("</main>")[0]
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", main))[:1500]
