@@ -48,8 +48,8 @@ LOCK = $(PY) -m uv pip compile --quiet --no-config --universal \
 	--python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-annotate --no-header
 lock: $(FOR_TEST).ready ## remake requirements/*.txt from pyproject.toml
-	$(LOCK) pyproject.toml $(UPGRADE) --extra sink --extra web --group dev --output-file requirements/dev.txt
-	$(LOCK) pyproject.toml --constraints requirements/dev.txt --upgrade --extra sink --extra web --group install --output-file requirements/run.txt
+	$(LOCK) pyproject.toml $(UPGRADE) --extra postgres --extra sink --extra web --group dev --output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --constraints requirements/dev.txt --upgrade --extra postgres --extra sink --extra web --group install --output-file requirements/run.txt
 	$(LOCK) pyproject.toml --constraints requirements/dev.txt --upgrade --output-file requirements/runtime.txt
 	$(LOCK) $(UPGRADE) --group bench --output-file requirements/bench.txt
 	@if grep -nE 'https?://|file:|^-' requirements/*.txt; then echo "A lock names a host, a path or an option." >&2; exit 1; fi

@@ -6,10 +6,10 @@ import dataclasses
 import os
 import stat
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from jinja2 import FileSystemBytecodeCache
 from jinja2.bccache import Bucket
@@ -22,8 +22,8 @@ from referrals.settings_sources import config_folder, templates_folder
 
 if TYPE_CHECKING:
     from referrals.delivery import DeliveryStatus
-    from referrals.outboxes.sqlite import SqliteOutbox
-    from referrals.ports import Transport
+    from referrals.outboxes.postgres_link import Database
+    from referrals.ports import Outbox, Transport
     from referrals.queueing import Claimed, Outcome
     from referrals.settings import DeliverySettings, RelaySettings, Settings
     from referrals.verification import Verification
@@ -40,7 +40,11 @@ def build_service(settings: Settings) -> Service:
     Raises:
         ConfigurationError: with every mistake in config/ and templates/.
     """
-    return _knowing(_build(settings), read_verified(outbox_file(settings)))
+    service = _build(settings)
+    if settings.database is None:
+        return _knowing(service, read_verified(outbox_file(settings)))
+    with closing(_verified_of(settings)) as verified:
+        return _knowing(service, verified.read())
 
 
 class LiveService:
@@ -49,7 +53,7 @@ class LiveService:
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigurationError, as `build_service` does."""
         self._plain = _build(settings)
-        self._verified = Verified(outbox_file(settings))
+        self._verified = _verified_of(settings)
         self._known: tuple[tuple[Verification, ...], Service] = ((), self._plain)
 
     def current(self) -> Service:
@@ -88,24 +92,93 @@ def outbox_file(settings: Settings) -> Path:
     return settings.outbox / "outbox.sqlite3"
 
 
-def open_outbox(settings: Settings, actor: str | None = None) -> SqliteOutbox:
+def has_outbox(settings: Settings) -> bool:
+    """Whether there may be something in it; to open it makes the file if there is none."""
+    return settings.database is not None or outbox_file(settings).exists()
+
+
+def database_of(settings: Settings) -> Database:
+    """Where the outbox is, if it is in PostgreSQL.
+
+    Raises:
+        ConfigurationError: `database` is not set, not PostgreSQL's, or the packages are missing.
+    """
+    from referrals.errors import ConfigurationError, Problem
+
+    if settings.database is None:
+        raise ConfigurationError(
+            [Problem("database", "is not set.", "Set REFERRALS_DATABASE to postgresql://…")]
+        )
+    try:
+        from referrals.outboxes.postgres_link import Database
+    except ImportError:
+        raise ConfigurationError(
+            [
+                Problem(
+                    "database",
+                    "needs packages that are not installed.",
+                    "pip install 'referrals[postgres]'",
+                )
+            ]
+        ) from None
+    password = settings.database_password
+    try:
+        return Database.of(
+            settings.database.get_secret_value(), password.get_secret_value() if password else None
+        )
+    except ValueError:
+        raise ConfigurationError(
+            [
+                Problem(
+                    "database",
+                    "is no URL that PostgreSQL understands.",
+                    "Give postgresql://user@host:port/name; % and @ within a part as %25 and %40.",
+                )
+            ]
+        ) from None
+
+
+class _Addresses(Protocol):
+    """Where it is read which addresses somebody has asked about."""
+
+    def read(self) -> tuple[Verification, ...]: ...
+
+    def close(self) -> None: ...
+
+
+def _verified_of(settings: Settings) -> _Addresses:
+    if settings.database is None:
+        return Verified(outbox_file(settings))
+    database = database_of(settings)
+    from referrals.outboxes.postgres_verified import PostgresVerified
+
+    return PostgresVerified(database)
+
+
+def open_outbox(settings: Settings, actor: str | None = None) -> Outbox:
     """The queue, opened; close it, or use it as a context manager.
 
     Args:
         actor: in whose name the audit records what is done; by default the system's user.
 
     Raises:
-        OutboxUnusable: the system or SQLite says no.
+        OutboxUnusable: the system or the database says no.
+        ConfigurationError: see `database_of`.
     """
     import getpass
-
-    from referrals.outboxes.sqlite import SqliteOutbox
 
     if actor is None:
         try:
             actor = getpass.getuser()
         except (KeyError, OSError):
             actor = f"uid {os.getuid()}"
+    if settings.database is not None:
+        database = database_of(settings)
+        from referrals.outboxes.postgres import PostgresOutbox
+
+        return PostgresOutbox.open(database, actor)
+    from referrals.outboxes.sqlite import SqliteOutbox
+
     return SqliteOutbox.open(outbox_file(settings), actor)
 
 
@@ -156,7 +229,7 @@ def options_of(delivery: DeliverySettings) -> DeliveryOptions:
 
 
 def build_worker(
-    outbox: SqliteOutbox,
+    outbox: Outbox,
     relay: RelaySettings,
     settings: Settings,
     *,

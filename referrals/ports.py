@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from referrals.delivery import Outgoing, Receipt
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from referrals.audit import Entry
     from referrals.delivery import DeliveryStatus, RetryPolicy, Submission
     from referrals.queueing import Attempt, Claimed, Held, NotYet, Outcome, Queued
+    from referrals.verification import Verification
 
 
 class Transport(Protocol):
@@ -46,6 +49,10 @@ class Queue(Protocol):
 
         One that is known already is left as it is, and the answer says what became of it.
         """
+        ...
+
+    def queue_soon(self, submissions: Sequence[Submission], now: datetime) -> Future[list[Queued]]:
+        """As `queue`, but durable when the answer is there."""
         ...
 
     def known(self, content_keys: Iterable[str]) -> dict[str, Queued]:
@@ -177,6 +184,18 @@ class Account(Protocol):
         """Every entry in order, or those of one case; see `referrals.audit`."""
         ...
 
+    def newest_entries(
+        self, case_reference: str | None = None, *, limit: int, offset: int = 0
+    ) -> list[Entry]:
+        """Entries of the audit, or those of one case, the newest first."""
+        ...
+
+    def count_entries(self, case_reference: str | None = None) -> int: ...
+
+    def unacknowledged(self, today: date) -> list[Held]:
+        """Relayed or uncertain, past their acknowledge-by date, and not acknowledged."""
+        ...
+
 
 class Decisions(Protocol):
     """What a person decides on the newest message of a reference that it is possible for.
@@ -197,5 +216,88 @@ class Decisions(Protocol):
         ...
 
 
-class Outbox(Queue, Deliveries, Account, Decisions, Protocol):
-    """The durable queue, and the account of it."""
+class Retention(Protocol):
+    """How content is forgotten, by age or by case, while the account of it stays."""
+
+    def purge(self, relayed_before: datetime, now: datetime) -> int:
+        """Forget the content of what was relayed or cancelled before a time. Returns how many."""
+        ...
+
+    def purgeable(self, relayed_before: datetime) -> int:
+        """How many `purge` would forget."""
+        ...
+
+    def unfinished(self, untouched_since: datetime) -> list[tuple[Held, datetime]]:
+        """Whole messages neither relayed nor cancelled, with when each was last tried or queued.
+
+        Only those to which nothing has happened since a time; the oldest first.
+        """
+        ...
+
+    def purge_unfinished(self, untouched_since: datetime, now: datetime) -> int:
+        """Forget the content of what failed or stays uncertain, if nothing happened to it since.
+
+        The same referral may then be queued anew. What waits for the relay is never forgotten.
+        """
+        ...
+
+    def erase(self, case_reference: str, now: datetime) -> int:
+        """Forget the content of everything of one case. Returns how many.
+
+        Raises:
+            NotPossibleNow: something of it is being submitted just now, or waits to be.
+        """
+        ...
+
+    def note(
+        self, action: str, detail: Mapping[str, Any], now: datetime, *, case_reference: str = ""
+    ) -> None:
+        """Write into the audit what was done to the whole outbox, or to what lies beside it."""
+        ...
+
+    def last_noted(self, action: str) -> datetime | None:
+        """When something was last written down with `note`."""
+        ...
+
+
+class Addresses(Protocol):
+    """Which addresses somebody has asked about: kept with the audit."""
+
+    def verify(self, given: Verification, /, now: datetime) -> None:
+        """Record it, in place of what was recorded of that agency and address before."""
+        ...
+
+    def withdraw(self, agency: str, address: str, now: datetime) -> None:
+        """Take a record back; what config/ says stays.
+
+        Raises:
+            NotPossibleNow: there is none.
+        """
+        ...
+
+
+class Outbox(Queue, Deliveries, Account, Decisions, Retention, Addresses, Protocol):
+    """The durable queue, and the account of it: closed with `close`, or as a context manager."""
+
+    @property
+    def name(self) -> str:
+        """Which one it is, and where; for people."""
+        ...
+
+    @property
+    def actor(self) -> str:
+        """In whose name the audit records what is done."""
+        ...
+
+    def listening(self, heard: Callable[[], None]) -> AbstractContextManager[None]:
+        """While in its block, call `heard`, in any thread, when somebody has queued something.
+
+        One that can't tell never calls it: whoever waits has to look now and then all the same.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...

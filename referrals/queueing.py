@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import TYPE_CHECKING
 
-from referrals.delivery import DeliveryStatus, Outgoing, Reply
+from referrals.delivery import DeliveryStatus, Outgoing, Reply, RetryPolicy, next_attempt
 
 if TYPE_CHECKING:
     from referrals.errors import DeliveryError
@@ -66,6 +66,28 @@ class Outcome:
     words: str = ""
     fault: DeliveryError | None = field(default=None, repr=False)
     """The error behind it, for whoever waits for this very message; not kept."""
+
+
+def decided(
+    outcome: DeliveryStatus,
+    claimed: Claimed,
+    now: datetime,
+    policy: RetryPolicy,
+    jitter: float,
+    hold_uncertain: bool,
+) -> tuple[DeliveryStatus, datetime | None, int, bool]:
+    """Status, when it is due again, failures so far, and whether it may arrive twice."""
+    if outcome in (DeliveryStatus.RELAYED, DeliveryStatus.FAILED):
+        return outcome, None, claimed.failures, False
+    uncertain = outcome is DeliveryStatus.UNCERTAIN
+    if uncertain and hold_uncertain:
+        return outcome, None, claimed.failures, True
+    failures = claimed.failures + 1
+    due = next_attempt(failures, claimed.trying_since, now, policy, jitter)
+    if due is None:
+        # Given up: uncertain stays so, since a person must know that it may have arrived.
+        return (outcome if uncertain else DeliveryStatus.FAILED), None, failures, uncertain
+    return outcome, due, failures, uncertain
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from referrals.errors import DraftUnwritable
 from referrals.reference import is_reference, referral_reference
 
 if TYPE_CHECKING:
-    from referrals.outboxes.sqlite_retention import SqliteRetention
+    from referrals.ports import Retention
     from referrals.queueing import Held
     from referrals.settings import Settings
 
@@ -37,7 +37,7 @@ class Retained:
 
 
 def purge(
-    outbox: SqliteRetention,
+    outbox: Retention,
     settings: Settings,
     now: datetime,
     *,
@@ -68,7 +68,7 @@ def purge(
 
 
 def foreseen(
-    outbox: SqliteRetention,
+    outbox: Retention,
     settings: Settings,
     now: datetime,
     *,
@@ -101,13 +101,13 @@ class _Limits:
         )
 
 
-def is_due(outbox: SqliteRetention, now: datetime) -> bool:
+def is_due(outbox: Retention, now: datetime) -> bool:
     """Whether the last purge was a day ago; or later than now, by a clock that was set back."""
     last = outbox.last_noted(_NOTED)
     return last is None or not last <= now < last + _DAILY
 
 
-def purge_if_due(outbox: SqliteRetention, settings: Settings, now: datetime) -> Retained | None:
+def purge_if_due(outbox: Retention, settings: Settings, now: datetime) -> Retained | None:
     """The daily purge, if it is switched on and a day has passed; None if not.
 
     Raises:

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
@@ -187,17 +187,39 @@ class WebSettings(_Part):
         return self
 
 
+def is_database_url(value: object) -> bool:
+    return isinstance(value, str) and value.startswith(("postgresql://", "postgres://"))
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    if not is_database_url(value.get_secret_value()):
+        raise ValueError("is no URL of PostgreSQL's, such as postgresql://app@host/referrals.")
+    return value
+
+
 class Settings(_Part):
     """`config` and `templates` name folders that replace the shipped ones as a whole.
 
     `secrets` names a folder with a file for each secret, such as `relay_password`.
+    `database` is where the queue is, if not in a file in the folder `outbox`; `outbox` may name it
+    instead, and the folder is then the default one. It may hold a password, so it is a secret.
     """
 
     config: NamedPath | None = None
     secrets: NamedPath | None = None
     templates: NamedPath | None = None
     outbox: NamedPath = Path("outbox")
+    database: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
+    database_password: SecretStr | None = None
     mail: MailSettings = Field(default_factory=MailSettings)
     relay: RelaySettings = Field(default_factory=RelaySettings)
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     web: WebSettings = Field(default_factory=WebSettings)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _outbox_in_database(cls, given: Any) -> Any:
+        if isinstance(given, dict) and is_database_url(given.get("outbox")):
+            given = dict(given)
+            given.setdefault("database", given.pop("outbox"))
+        return given

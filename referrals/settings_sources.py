@@ -28,6 +28,7 @@ from referrals.settings import (
     RelaySettings,
     Settings,
     WebSettings,
+    is_database_url,
 )
 
 PREFIX = "REFERRALS_"
@@ -214,7 +215,17 @@ def _from_file(file: Path) -> dict[str, Any]:
                     "folder, and change the secret if the file was shared.",
                 )
             )
-    for key in ("config", "secrets"):
+    for key in ("database", "outbox"):
+        if is_database_url(values.get(key)) and _has_password(values[key]):
+            problems.append(
+                Problem(
+                    f"{file}: {key}",
+                    "holds a password, which may not stand in this file.",
+                    f"Take it out, and use {variable_of('database_password')}, a file "
+                    "database_password in the secrets folder, or PGPASSFILE.",
+                )
+            )
+    for key in ("config", "secrets", "database_password"):
         if key in values:
             problems.append(
                 Problem(f"{file}: {key}", "can't be set here.", f"Use {variable_of(key)}.")
@@ -222,6 +233,16 @@ def _from_file(file: Path) -> dict[str, Any]:
     if problems:
         raise ConfigurationError(problems)
     return values
+
+
+def _has_password(url: str) -> bool:
+    from urllib.parse import parse_qs, urlsplit
+
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return True  # for all we know
+    return parts.password is not None or "password" in parse_qs(parts.query)
 
 
 def _strangers(names: tuple[str, ...]) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from referrals.audit import verify
 from referrals.delivery import Submission
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.ports import Outbox
 
 WAITING = frozenset({"queued", "delayed", "uncertain"})
 RESTING = WAITING | {"relayed", "failed"}
@@ -28,7 +28,7 @@ def wanted(submissions: Iterable[Submission]) -> list[Wanted]:
 
 
 def check(
-    outbox: SqliteOutbox,
+    outbox: Outbox,
     queued: Sequence[Wanted],
     taken: Iterable[bytes],
     in_doubt: Iterable[bytes] = (),

@@ -29,7 +29,7 @@ _STEPS_OF_SQLITE = (
 )
 
 
-class _Steps:
+class Steps:
     """Counts what happens and ends the process, without a word, at the chosen step."""
 
     def __init__(self, last: int, log: Path) -> None:
@@ -71,7 +71,7 @@ def _watch_sqlite(step: Callable[[str], None]) -> None:
     sqlite3.connect = watched_connect  # type: ignore[assignment]
 
 
-def _watch_sockets(step: Callable[[str], None]) -> None:
+def watch_sockets(step: Callable[[str], None]) -> None:
     transport: Any = selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
     write = transport.write
 
@@ -87,9 +87,9 @@ def _watch_sockets(step: Callable[[str], None]) -> None:
 
 def work(place: Path, port: int, count: int, lanes: int, last_step: int, log: Path) -> None:
     """Queue so many referrals and deliver what is due, unless the step comes before."""
-    step = _Steps(last_step, log)
+    step = Steps(last_step, log)
     _watch_sqlite(step)
-    _watch_sockets(step)
+    watch_sockets(step)
     relay = RelaySettings(host="127.0.0.1", port=port, security=Security.NONE, timeout_s=20.0)
     with SqliteOutbox.open(place, "killed") as outbox:
         outbox.queue(submissions(count), NOW)

@@ -37,12 +37,17 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Follow it": {
         "outbox": ("queue", "What was queued: list, show, retry, cancel, purge, export, erase."),
         "deliver": ("queue", "Try every queued message that is due."),
+        "worker": ("worker", "Go on delivering, beside others on other machines (PostgreSQL)."),
         "due": ("followup", "List referrals whose answer is overdue, and draft reminders."),
         "ack": ("followup", "Record that an agency has answered."),
         "audit": ("account", "The disclosure log: list, verify, export."),
     },
     "Look after it": {
         "serve": ("serve", "Run the page: the same service in a browser."),
+        "migrate": ("migrate", "Make the outbox's tables in PostgreSQL, or bring them up to date."),
+        "directory": ("directory", "The addresses: list, check, and record that one is right."),
+        "accounts": ("accounts", "Who can sign in to the page: list, add, change, remove."),
+        "tokens": ("accounts", "Tokens for programs that use the page's API."),
         "templates": ("upkeep", "Check the templates, or start a new one."),
         "relay": ("relay", "Check the relay without sending anything."),
         "sink": ("relay", "Run a local relay that goes nowhere, to try things out."),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from referrals.batch import Made, Make, RowError, Survey
     from referrals.delivery import Submission
     from referrals.drafts import Staging
-    from referrals.outboxes.sqlite import SqliteOutbox
+    from referrals.ports import Outbox
     from referrals.row_files import RowFile
     from referrals.service import Referral, Service
     from referrals.settings import RelaySettings, Settings
@@ -414,7 +414,7 @@ class _Queued:
     before: Counter[DeliveryStatus] = field(default_factory=Counter)
 
 
-def _queue(job: _Job, made: Made, outbox: SqliteOutbox) -> _Queued:
+def _queue(job: _Job, made: Made, outbox: Outbox) -> _Queued:
     """In groups: while one goes to the disk, the next is read."""
     from referrals.bootstrap import now
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from referrals.directory import Directory
     from referrals.drafts import Draft
     from referrals.message import Sender
-    from referrals.outboxes.sqlite import SqliteOutbox
+    from referrals.ports import Outbox
     from referrals.queueing import Held
     from referrals.service import Service
 
@@ -101,7 +101,7 @@ def due_command(
     _exit(reminded)
 
 
-def _named(references: tuple[str, ...], late: list[Held], outbox: SqliteOutbox) -> list[Held]:
+def _named(references: tuple[str, ...], late: list[Held], outbox: Outbox) -> list[Held]:
     """Those of the late ones that were named.
 
     Raises:

@@ -27,7 +27,7 @@ from referrals.texts import day_words
 
 if TYPE_CHECKING:
     from referrals.audit import Entry
-    from referrals.outboxes.sqlite import SqliteOutbox
+    from referrals.ports import Outbox
     from referrals.queueing import Attempt, Held
     from referrals.retention import Retained
     from referrals.settings import Settings
@@ -122,7 +122,7 @@ def _warn_of_unfinished(done: Retained, settings: Settings, now: datetime) -> No
     )
 
 
-def purge_if_due(outbox: SqliteOutbox, settings: Settings) -> Retained | None:
+def purge_if_due(outbox: Outbox, settings: Settings) -> Retained | None:
     """The daily purge, which never keeps anybody from delivering: faults go to standard error."""
     from referrals import retention
 

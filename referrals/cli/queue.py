@@ -31,7 +31,7 @@ from referrals.telling import attempt_json, held_json
 from referrals.texts import day_words
 
 if TYPE_CHECKING:
-    from referrals.outboxes.sqlite import SqliteOutbox
+    from referrals.ports import Outbox
     from referrals.queueing import Claimed, Held, Outcome
     from referrals.retention import Retained
     from referrals.settings import RelaySettings, Settings
@@ -192,7 +192,7 @@ outbox_command.command("cancel", help="Keep a message that is not relayed from b
 
 
 def deliver_with(
-    outbox: SqliteOutbox,
+    outbox: Outbox,
     relay: RelaySettings,
     settings: Settings,
     *,
@@ -245,9 +245,7 @@ def deliver_command(watch: bool, as_json: bool) -> None:
 
     def told(claimed: Claimed, status: DeliveryStatus, outcome: Outcome) -> None:
         if not as_json:
-            said = str(outcome.reply) if outcome.reply else outcome.words
-            word = click.style(str(status), fg=COLOURS.get(status))
-            click.echo(f"{claimed.outgoing.reference} {word}: {said}")
+            tell(claimed, status, outcome)
             if status in after:
                 click.echo(f"  {after[status]}")
 
@@ -256,7 +254,7 @@ def deliver_command(watch: bool, as_json: bool) -> None:
         with open_outbox(settings) as outbox:
             worker = deliver_with(outbox, relay, settings, told=told)
             if watch:
-                await worker.watch(_Watcher(outbox, settings, as_json))
+                await watch_with(outbox, worker, settings, as_json)
             else:
                 whole = await worker.deliver_due()
                 purged = purge_if_due(outbox, settings)
@@ -291,10 +289,27 @@ def deliver_command(watch: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(code)
 
 
+async def watch_with(outbox: Outbox, worker: Worker, settings: Settings, as_json: bool) -> None:
+    """Deliver whatever becomes due, until the worker is stopped."""
+    loop = asyncio.get_running_loop()
+
+    def heard() -> None:
+        loop.call_soon_threadsafe(worker.wake)
+
+    with outbox.listening(heard):
+        await worker.watch(_Watcher(outbox, settings, as_json))
+
+
+def tell(claimed: Claimed, status: DeliveryStatus, outcome: Outcome) -> None:
+    said = str(outcome.reply) if outcome.reply else outcome.words
+    word = click.style(str(status), fg=COLOURS.get(status))
+    click.echo(f"{claimed.outgoing.reference} {word}: {said}")
+
+
 class _Watcher:
     """Called after each round of `deliver --watch`: tells of a fault, and purges once a day."""
 
-    def __init__(self, outbox: SqliteOutbox, settings: Settings, as_json: bool) -> None:
+    def __init__(self, outbox: Outbox, settings: Settings, as_json: bool) -> None:
         from referrals.retention import Rarely
 
         self._outbox = outbox

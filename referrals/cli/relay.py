@@ -34,7 +34,7 @@ from referrals.settings import RelaySettings
 from referrals.telling import referral_json, reply_json
 
 if TYPE_CHECKING:
-    from referrals.outboxes.sqlite import SqliteOutbox
+    from referrals.ports import Outbox
     from referrals.queueing import Attempt, Held, Outcome
     from referrals.service import Referral
     from referrals.settings import Settings
@@ -156,7 +156,7 @@ def send_command(
 
 
 async def _deliver_one(
-    outbox: SqliteOutbox, relay: RelaySettings, settings: Settings, held: Held
+    outbox: Outbox, relay: RelaySettings, settings: Settings, held: Held
 ) -> Outcome | None:
     """Attempt one queued message now.
 

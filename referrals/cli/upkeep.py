@@ -184,7 +184,8 @@ def _examined(settings: Settings) -> tuple[list[Problem], list[str]]:
             elif not agency.is_verified(today):
                 notes.append(
                     f"{agency.title}: {agency.email} was not verified within "
-                    f"{agency.review_after_days} days. Ask, then `referrals directory verify {agency.id}`."
+                    f"{agency.review_after_days} days. Ask, then `referrals directory verify "
+                    f"{agency.id}`."
                 )
     faults += _folder_faults(settings.outbox)
     if not settings.relay.host:
@@ -199,9 +200,9 @@ def _examined(settings: Settings) -> tuple[list[Problem], list[str]]:
 
 def _unfinished(settings: Settings) -> Iterator[str]:
     """What nobody has had, as far as is known, and nobody has looked after."""
-    from referrals.bootstrap import now, open_outbox
+    from referrals.bootstrap import has_outbox, now, open_outbox
 
-    if not (settings.outbox / "outbox.sqlite3").is_file():
+    if not has_outbox(settings):
         return
     days = settings.delivery.keep_unfinished_days
     try:

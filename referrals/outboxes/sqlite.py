@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,7 +23,7 @@ from referrals.errors import LeaseLost
 from referrals.outboxes.sqlite_account import MICROSECOND, micros, moment
 from referrals.outboxes.sqlite_file import nothing
 from referrals.outboxes.sqlite_verifications import SqliteVerifications
-from referrals.queueing import Claimed, NotYet, Outcome, Queued
+from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided
 
 _Row = tuple[Any, ...]
 
@@ -125,6 +126,10 @@ class SqliteOutbox(SqliteVerifications):
         return answers
 
     # Delivering
+
+    def listening(self, heard: Callable[[], None]) -> AbstractContextManager[None]:
+        """SQLite tells nobody what other processes write."""
+        return nullcontext()
 
     async def claim(
         self,
@@ -265,7 +270,7 @@ class SqliteOutbox(SqliteVerifications):
         hold_uncertain: bool,
     ) -> DeliveryStatus:
         reply, at = outcome.reply, micros(now)
-        status, due, failures, doubled = self._decided(
+        status, due, failures, doubled = decided(
             outcome.status, claimed, now, policy, jitter, hold_uncertain
         )
         values = (
@@ -302,28 +307,6 @@ class SqliteOutbox(SqliteVerifications):
             reference = claimed.outgoing.reference
             self._log(db, now, str(status), reference, claimed.case_reference, detail)
         return status
-
-    @staticmethod
-    def _decided(
-        outcome: DeliveryStatus,
-        claimed: Claimed,
-        now: datetime,
-        policy: RetryPolicy,
-        jitter: float,
-        hold_uncertain: bool,
-    ) -> tuple[DeliveryStatus, datetime | None, int, bool]:
-        """Status, when it is due again, failures so far, and whether it may arrive twice."""
-        if outcome in (DeliveryStatus.RELAYED, DeliveryStatus.FAILED):
-            return outcome, None, claimed.failures, False
-        uncertain = outcome is DeliveryStatus.UNCERTAIN
-        if uncertain and hold_uncertain:
-            return outcome, None, claimed.failures, True
-        failures = claimed.failures + 1
-        due = next_attempt(failures, claimed.trying_since, now, policy, jitter)
-        if due is None:
-            # Given up: uncertain stays so, since a person must know that it may have arrived.
-            return (outcome if uncertain else DeliveryStatus.FAILED), None, failures, uncertain
-        return outcome, due, failures, uncertain
 
     async def release(self, claimed: Claimed, owner: str) -> None:
         """See `ports.Deliveries`."""

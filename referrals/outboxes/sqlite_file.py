@@ -87,7 +87,7 @@ class SqliteFile:
     ) -> None:
         self.path = path
         # A name that is not UTF-8 is no reason to refuse a referral.
-        self.actor = actor.encode(errors="backslashreplace").decode()
+        self.actor: str = actor.encode(errors="backslashreplace").decode()
         self._connection = connection
         self._patience_s = patience_s
         self._file = _identity(path)
@@ -130,6 +130,10 @@ class SqliteFile:
         except BaseException:
             connection.close()
             raise
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
 
     def close(self) -> None:
         """Finish what was asked for, then close; whatever is asked for later is refused."""

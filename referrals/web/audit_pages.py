@@ -25,7 +25,7 @@ from referrals.web.site import Role, Site, User, site_of, user_of
 
 if TYPE_CHECKING:
     from referrals.audit import Entry
-    from referrals.outboxes.sqlite import SqliteOutbox
+    from referrals.ports import Outbox
     from referrals.telling import ChainJson
 
 _A_PAGE = 50
@@ -48,10 +48,10 @@ class _Proofs:
         self._gate = threading.Lock()
         self._last: tuple[str, Proof] | None = None
 
-    def get(self, site: Site, outbox: SqliteOutbox, *, anew: bool = False) -> Proof | None:
+    def get(self, site: Site, outbox: Outbox, *, anew: bool = False) -> Proof | None:
         """Made anew if entries came since; None if there are many and nobody has asked for it."""
         [*newest] = outbox.newest_entries(limit=1)
-        end = f"{outbox.path} {newest[0].number} {newest[0].hash}" if newest else str(outbox.path)
+        end = f"{outbox.name} {newest[0].number} {newest[0].hash}" if newest else outbox.name
         with self._gate:
             if self._last is not None and self._last[0] == end and not anew:
                 return self._last[1]

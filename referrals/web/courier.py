@@ -14,7 +14,7 @@ from referrals import bootstrap, retention
 from referrals.errors import ReferralsError
 
 if TYPE_CHECKING:
-    from referrals.outboxes.sqlite import SqliteOutbox
+    from referrals.ports import Outbox
     from referrals.settings import Settings
     from referrals.worker import Report, Worker
 
@@ -134,12 +134,13 @@ class Courier:
                 self._task = asyncio.current_task()
             try:
                 if not self._stopping.is_set():  # else `stop` was said before there was a worker
-                    await worker.watch(self._seen(outbox))
+                    with outbox.listening(self.kick):
+                        await worker.watch(self._seen(outbox))
             finally:
                 with self._gate:
                     self._loop = self._worker = self._task = None
 
-    def _seen(self, outbox: SqliteOutbox) -> Callable[[Report], None]:
+    def _seen(self, outbox: Outbox) -> Callable[[Report], None]:
         """What is done after each round: keep the relay's fault, and purge once a day."""
         is_time = retention.Rarely()
 

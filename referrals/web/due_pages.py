@@ -116,7 +116,7 @@ def due_reminders(request: Request, typed: Posted) -> Response:
     if len(files) == 1:
         [(name, content)] = files.items()
         return downloads.eml(name, content)
-    return downloads.zipped("reminders.zip", files)
+    return downloads.zipped("reminders.zip", files, service.today())
 
 
 def due_reminder(request: Request) -> Response:

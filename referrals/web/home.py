@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from referrals import bootstrap
 from referrals.cli.held import counted
 from referrals.delivery import DeliveryStatus
 from referrals.web.journeys import Journey, journeys_of
@@ -43,7 +44,7 @@ def _unfinished(journey: Journey) -> Unfinished:
 def _attention(request: Request) -> list[dict[str, str]]:
     """What waits for a person, with where to see to it."""
     site = site_of(request)
-    if not (site.settings.outbox / "outbox.sqlite3").exists():
+    if not bootstrap.has_outbox(site.settings):
         return []
     with site.outbox(user_of(request)) as outbox:
         failed = outbox.counts().get(DeliveryStatus.FAILED, 0)

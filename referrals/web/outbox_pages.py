@@ -24,7 +24,7 @@ from referrals.web.site import Role, Site, site_of, user_of
 
 if TYPE_CHECKING:
     from referrals.directory import Directory
-    from referrals.outboxes.sqlite import SqliteOutbox
+    from referrals.ports import Outbox
     from referrals.queueing import Attempt, Held
 
 _A_PAGE = 25
@@ -106,7 +106,7 @@ def _status(text: str) -> DeliveryStatus | None:
     return next((status for status in _STATUSES if status == text), None)
 
 
-def _found(outbox: SqliteOutbox, find: str) -> list[Held]:
+def _found(outbox: Outbox, find: str) -> list[Held]:
     """By its reference, dashes or not, or by its case's."""
     text = find.upper()
     letters = text.replace("-", "").replace(" ", "")

@@ -64,6 +64,14 @@ class User:
 
 
 @dataclass(frozen=True)
+class Lapsed:
+    """A session that lapsed within a day, and whose it was."""
+
+    session: Session
+    user: User
+
+
+@dataclass(frozen=True)
 class Site:
     """One process's page. Everything in it may be used from several threads."""
 
@@ -122,6 +130,12 @@ def session_of(request: Request) -> Session:
     """The session that the guard found or began; there is always one within a page."""
     session: Session = request.state.session
     return session
+
+
+def lapsed_of(request: Request) -> Lapsed | None:
+    """The session that the browser had until it lapsed, if that is so."""
+    lapsed: Lapsed | None = request.state.lapsed
+    return lapsed
 
 
 def user_of(request: Request) -> User:

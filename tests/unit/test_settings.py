@@ -128,6 +128,8 @@ def test_without_any_source_the_defaults_stand(sources: Sources) -> None:
 
 
 SECRETS = (
+    "database",
+    "database_password",
     "relay.password",
     "web.metrics_token",
     "web.oidc_client_secret",

@@ -1,0 +1,103 @@
+"""`worker`: delivers from PostgreSQL until it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from referrals import bootstrap
+from referrals.cli.common import json_option, print_json
+from referrals.cli.queue import tell, watch_with
+from referrals.cli.relay import configured_relay
+from referrals.errors import OutboxUnusable
+from referrals.settings_sources import read_settings
+
+if TYPE_CHECKING:
+    from referrals.delivery import DeliveryStatus
+    from referrals.queueing import Claimed, Outcome
+    from referrals.settings import RelaySettings, Settings
+    from referrals.worker import Worker
+
+_AGAIN_S = (1.0, 5.0, 15.0)
+"""Waits before a database that went away is asked again; the last one, from then on."""
+
+
+@click.command("worker")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 64),
+    help="Connections to the relay at the same time. [default: delivery.lanes]",
+)
+@json_option
+def worker_command(concurrency: int | None, as_json: bool) -> None:
+    """Deliver what is due from PostgreSQL, until stopped (SIGTERM, Ctrl-C).
+
+    Any number of them may run, on any number of machines: each message is taken by one. A stop
+    finishes what is under way. What a killed one had is noticed by the others, at once on the same
+    machine and within a minute elsewhere. If the database goes away it waits for it.
+
+    With a file in place of PostgreSQL, see `referrals deliver --watch`.
+
+    \b
+    Example: referrals worker --concurrency 8
+    """
+    settings = read_settings()
+    bootstrap.database_of(settings)
+    relay = configured_relay(settings.relay)
+    if concurrency is not None:
+        delivery = settings.delivery.model_copy(update={"lanes": concurrency})
+        settings = settings.model_copy(update={"delivery": delivery})
+    asyncio.run(_Working(settings, relay, as_json).run())
+
+
+class _Working:
+    def __init__(self, settings: Settings, relay: RelaySettings, as_json: bool) -> None:
+        self._settings = settings
+        self._relay = relay
+        self._as_json = as_json
+        self._stopping = asyncio.Event()
+        self._worker: Worker | None = None
+
+    async def run(self) -> None:
+        """Raises OutboxUnusable if the database can't be used from the start."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        opened = failures = 0
+        while not self._stopping.is_set():
+            try:
+                with bootstrap.open_outbox(self._settings) as outbox:
+                    opened, failures = opened + 1, 0
+                    self._worker = bootstrap.build_worker(
+                        outbox, self._relay, self._settings, told=self._told
+                    )
+                    await watch_with(outbox, self._worker, self._settings, self._as_json)
+            except OutboxUnusable as error:
+                if not opened:
+                    raise
+                click.echo(f"Waiting: {error}", err=True)
+                await self._stopped_within(_AGAIN_S[min(failures, len(_AGAIN_S) - 1)])
+                failures += 1
+
+    def _stop(self, number: signal.Signals) -> None:
+        """The same signal again ends the process at once; what it was at is then uncertain."""
+        asyncio.get_running_loop().remove_signal_handler(number)
+        click.echo("Finishing what is under way, then stopping.", err=True)
+        self._stopping.set()
+        if self._worker is not None:
+            self._worker.stop()
+
+    async def _stopped_within(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    def _told(self, claimed: Claimed, status: DeliveryStatus, outcome: Outcome) -> None:
+        if self._as_json:
+            print_json({"reference": claimed.outgoing.reference, "status": str(status)})
+        else:
+            tell(claimed, status, outcome)
