@@ -428,19 +428,28 @@ def _tell(told: Sequence[tuple[_Job, _Answer]]) -> None:
             job.done.set_exception(wrong)
 
 
+def make_file(path: Path) -> None:
+    """An empty file, 0600, unless there is one, which is not opened.
+
+    To close a file takes away every lock that this process has on it, SQLite's too; another process
+    would then take itself for the last one and remove the log that is being written to.
+
+    Source: https://www.sqlite.org/howtocorrupt.html §2.2
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
 def _make_private(path: Path) -> None:
     """Make the file and the folders that are not there, for us alone whatever the umask."""
     missing = [folder for folder in path.parents if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)  # the umask may have taken away our own permission
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        about = os.fstat(handle)
-        if about.st_uid == os.geteuid() and stat.S_IMODE(about.st_mode) != 0o600:
-            os.fchmod(handle, 0o600)  # SQLite gives its other files the same mode
-    finally:
-        os.close(handle)
+    make_file(path)
+    about = path.stat()
+    if about.st_uid == os.geteuid() and stat.S_IMODE(about.st_mode) != 0o600:
+        path.chmod(0o600)  # SQLite gives its other files the same mode
     if about.st_size == 0:
         for folder in {path.parent, *(folder.parent for folder in missing)}:
             _sync_folder(folder)

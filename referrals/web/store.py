@@ -13,7 +13,6 @@ import hashlib
 import hmac
 import json
 import logging
-import os
 import secrets
 import sqlite3
 import threading
@@ -27,6 +26,7 @@ from typing import Any
 
 from referrals import bootstrap
 from referrals.errors import OutboxUnusable
+from referrals.outboxes.sqlite_file import make_file
 from referrals.web.site import Role, User, roles_with
 
 log = logging.getLogger(__name__)
@@ -416,7 +416,7 @@ class Store:
 
     def _opened(self) -> sqlite3.Connection:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        make_file(self.path)
         opened = sqlite3.connect(
             self.path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False
         )

@@ -208,6 +208,26 @@ def test_held_filters_and_limits_newest_first(outbox: Outbox) -> None:
 # Claiming
 
 
+def _counts(harness: Harness, _: int) -> dict[str, int]:
+    with harness.open("another") as outbox:
+        return outbox.counts()
+
+
+def test_another_process_that_comes_and_goes_takes_nothing_with_it(harness: Harness) -> None:
+    """Opened twice in one process, as the page does, and by `referrals outbox list` meanwhile.
+
+    Closing a file drops the locks of its whole process; SQLite's log would then be removed by
+    whoever believes to be the last. Source: https://www.sqlite.org/howtocorrupt.html §2.2
+    """
+    with harness.open("courier") as courier:
+        with harness.open("page") as page:
+            page.queue([submission(1)], NOW)
+        assert in_processes(1, _counts, harness) == [{"queued": 1}]
+        courier.queue([submission(2)], NOW)
+        assert in_processes(1, _counts, harness) == [{"queued": 2}]
+    assert in_processes(1, _counts, harness) == [{"queued": 2}]
+
+
 def test_each_message_is_claimed_once_by_many_threads(harness: Harness) -> None:
     """Each thread with a loop of its own, over one outbox and over several."""
     with harness.open() as one, harness.open() as other:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sqlite3
 import stat
 import threading
@@ -48,6 +49,26 @@ def test_a_session_is_found_by_its_token_alone_and_the_file_does_not_have_it(sto
     assert found == session
     assert store.session(session.token + "x", NOW, IDLE, LONGEST) is None
     assert session.token.encode() not in octets(store)
+
+
+def _add(path: Path) -> None:
+    Store(path).close()
+
+
+def test_another_process_that_comes_and_goes_takes_nothing_with_it(store: Store) -> None:
+    """As `referrals accounts` does beside the page; the page opens connections as it needs them."""
+    with store.reading(), store.reading():  # two at once: the second is opened now
+        kept = store.begin(NOW, "jo", "sender")
+    process = multiprocessing.get_context("spawn").Process(target=_add, args=(store.path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+    later = store.begin(NOW, "jo", "sender")
+    other = Store(store.path)
+    for session in (kept, later):
+        assert other.session(session.token, NOW, IDLE, LONGEST) == session
+    other.close()
 
 
 @pytest.mark.parametrize(
