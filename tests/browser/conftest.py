@@ -18,7 +18,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    FloatRect,
+    Page,
+    sync_playwright,
+)
 from playwright.sync_api import Request as BrowserRequest
 from playwright.sync_api import Response as BrowserResponse
 
@@ -312,12 +319,20 @@ def _shown(violation: Mapping[str, Any]) -> str:
 
 @pytest.fixture
 def shoot(page: Page, look: Look) -> Callable[[str], None]:
-    """Keeps a picture of the whole page under that name, in the folder REFERRALS_SCREENSHOTS."""
+    """Keeps two pictures, of all and of the top, in the folder that REFERRALS_SCREENSHOTS names."""
 
     def keep(name: str) -> None:
-        if _SCREENSHOTS:
-            for frame in page.locator("iframe").all():
-                frame.scroll_into_view_if_needed()  # a frame that was never in view stays blank
-            page.screenshot(path=Path(_SCREENSHOTS) / f"{name}-{look}.png", full_page=True)
+        if not _SCREENSHOTS:
+            return
+        window = page.viewport_size
+        assert window
+        path = Path(_SCREENSHOTS) / f"{name}-{look}"
+        top = FloatRect(x=0, y=0, width=window["width"], height=720)
+        page.screenshot(path=path.with_name(f"{path.name}-top.png"), clip=top)
+        if page.locator("iframe").count():
+            # A frame is painted where it was once in view.
+            page.set_viewport_size({"width": window["width"], "height": 6_000})
+        page.screenshot(path=path.with_name(f"{path.name}.png"), full_page=True)
+        page.set_viewport_size(window)
 
     return keep
