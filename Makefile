@@ -6,6 +6,10 @@ PEERS  := .venv-bench
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
+# Tests wait more than they work, so three processes keep two processors busy. A file of tests stays
+# in one process. To run them one after another: make test AT_ONCE=
+AT_ONCE := --numprocesses 3 --dist loadfile
+
 # The interpreter underneath, so that an activated .venv is never rebuilt by itself.
 BASE_PYTHON := $(shell $(PYTHON) -c 'import os, sys; print(os.path.realpath(sys._base_executable))' 2>/dev/null)
 # A stamp holds this: a folder that was moved or a Python that was upgraded makes a new .venv.
@@ -23,7 +27,7 @@ run: $(FOR_RUN).ready ## make drafts from a sample case and submit one to a loca
 
 test: $(FOR_TEST).ready ## run every test, then the coverage gate of the core
 	@bash scripts/install_test_tools.sh
-	$(PY) -m pytest --cov --cov-report=term-missing $(ARGS)
+	$(PY) -m pytest $(AT_ONCE) --cov --cov-report=term-missing $(ARGS)
 	$(PY) scripts/core_coverage.py
 
 lint: $(FOR_TEST).ready ## ruff: mistakes and layout
