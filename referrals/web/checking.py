@@ -121,7 +121,7 @@ def _cards(journey: Journey) -> list[Card]:
             for record in inner.groups or (inner,):
                 rows = tuple(_rows(record, journey.typed, missing, _to(journey, "details")))
                 if record.role and not rows:
-                    rows = (Row("Answer", "None recorded", journey.url("details", inner.id)),)
+                    rows = (Row("Answer", "None recorded", journey.url("details?back=check", inner.id)),)
                 if record.number and len(inner.groups) > 1:
                     cards.append(Card(f"{title}, {record.title.lower()}", rows))
                 elif rows:
@@ -130,7 +130,7 @@ def _cards(journey: Journey) -> list[Card]:
 
 
 def _to(journey: Journey, page_name: str) -> Callable[[Field], str]:
-    return lambda one: journey.url(page_name, one.anchor)
+    return lambda one: journey.url(f"{page_name}?back=check", one.anchor)
 
 
 def _to_you(journey: Journey) -> Callable[[Field], str]:
@@ -160,7 +160,7 @@ def incident_rows(journey: Journey, incidents: Group) -> list[Row]:
                 if text and leaf != "on"
             ]
             title = f"{group.title}, {words['on']}" if words["on"] else group.title
-            href = journey.url("case", group.fields[0].anchor)
+            href = journey.url("case?back=check", group.fields[0].anchor)
             rows.append(Row(title, "\n".join(known), href))
     return rows
 

@@ -329,8 +329,15 @@ def test_the_back_link_goes_back_step_by_step(officer: Officer, page: Page) -> N
     officer.follows("See the e-mail")
     officer.follows("Back to your answers")
     officer.sees("Check your answers")
+    for heading in ("Details", "What would help", "The case", "Refer somebody for help"):
+        officer.follows("Back")
+        officer.sees(heading)
+    officer.follows(f"Continue ({officer.case['reference']})")
+    officer.sees("Check your answers")
+    officer.follows("Change case reference (The case)")
+    officer.sees("The case")
     officer.follows("Back")
-    officer.sees("Details")
+    officer.sees("Check your answers")
 
 
 @plain_phone
