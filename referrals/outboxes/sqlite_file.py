@@ -434,10 +434,20 @@ def make_file(path: Path) -> None:
     To close a file takes away every lock that this process has on it, SQLite's too; another process
     would then take itself for the last one and remove the log that is being written to.
 
+    Raises:
+        OSError: it can't be made, or what is there can't be written, as if it had been opened.
+
     Source: https://www.sqlite.org/howtocorrupt.html §2.2
     """
-    with suppress(FileExistsError):
+    try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS)) from None
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
 
 
 def _make_private(path: Path) -> None:
