@@ -6,9 +6,9 @@ PEERS  := .venv-bench
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
-# Tests wait more than they work, so three processes keep two processors busy. A file of tests stays
+# Two processes of tests, since they wait as much as they work. A file of tests stays
 # in one process. To run them one after another: make test AT_ONCE=
-AT_ONCE := --numprocesses 3 --dist loadfile
+AT_ONCE := --numprocesses 2 --dist loadfile
 
 # The interpreter underneath, so that an activated .venv is never rebuilt by itself.
 BASE_PYTHON := $(shell $(PYTHON) -c 'import os, sys; print(os.path.realpath(sys._base_executable))' 2>/dev/null)
