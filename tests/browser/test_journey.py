@@ -22,13 +22,7 @@ from tests.browser.conftest import DESKTOP, LOOKS, PHONE, Look, Site
 from tests.browser.officer import INTERVENTIONS, SERVICE, Officer, case_for, dated, fill, title_of
 from tests.smtp_sink import wait_until
 
-# Each intervention once, each look with several of them, and one intervention in every look.
-WALKS = dict.fromkeys(
-    [
-        *((one, LOOKS[number % len(LOOKS)]) for number, one in enumerate(INTERVENTIONS)),
-        *(("mediation", look) for look in LOOKS),
-    ]
-)
+WALKS = [(intervention, look) for intervention in INTERVENTIONS for look in LOOKS]
 PLAIN_PHONE = Look("phone", javascript=False)
 without_javascript_too = pytest.mark.parametrize("look", [DESKTOP, PLAIN_PHONE], ids=str)
 plain_phone = pytest.mark.parametrize("look", [PLAIN_PHONE], ids=str)
