@@ -121,7 +121,9 @@ def _cards(journey: Journey) -> list[Card]:
             for record in inner.groups or (inner,):
                 rows = tuple(_rows(record, journey.typed, missing, _to(journey, "details")))
                 if record.role and not rows:
-                    rows = (Row("Answer", "None recorded", journey.url("details?back=check", inner.id)),)
+                    rows = (
+                        Row("Answer", "None recorded", journey.url("details?back=check", inner.id)),
+                    )
                 if record.number and len(inner.groups) > 1:
                     cards.append(Card(f"{title}, {record.title.lower()}", rows))
                 elif rows:
