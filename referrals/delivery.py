@@ -71,6 +71,17 @@ class Submission:
         """Of the content, in hexadecimal. Once asked for it goes along into another process."""
         return hashlib.sha256(self.outgoing.content).hexdigest()
 
+    @property
+    def disclosure(self) -> dict[str, Any]:
+        """What the audit says once it is queued."""
+        return {
+            **self.detail,
+            "address": self.outgoing.envelope.recipient,
+            "agency": self.agency,
+            "intervention": self.intervention,
+            "sha256": self.sha256,
+        }
+
 
 _ENHANCED = re.compile(r"^\s*([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)")
 

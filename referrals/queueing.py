@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from referrals.delivery import DeliveryStatus, Outgoing, Reply, RetryPolicy, next_attempt
+from referrals.errors import NotInOutbox, NotPossibleNow
 
 if TYPE_CHECKING:
     from referrals.errors import DeliveryError
@@ -66,6 +68,11 @@ class Outcome:
     words: str = ""
     fault: DeliveryError | None = field(default=None, repr=False)
     """The error behind it, for whoever waits for this very message; not kept."""
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """What the audit says of it."""
+        return {"relay": self.relay, "reply": self.reply.code if self.reply else None}
 
 
 def decided(
@@ -144,3 +151,56 @@ class Held:
         """Whether the agency may have it, and has not answered as far as we know."""
         arrived = self.status in ANSWERABLE or self.maybe_doubled
         return arrived and self.acknowledged_on is None
+
+
+class _Row(Protocol):
+    """A message as a database gives it, by column."""
+
+    def __getitem__(self, column: str, /) -> Any: ...
+
+
+_AnyRow = TypeVar("_AnyRow", bound=_Row)
+
+
+def decidable(
+    rows: Sequence[_AnyRow],
+    reference: str,
+    action: str,
+    allowed: Sequence[DeliveryStatus],
+    *,
+    newest: bool = False,
+    or_maybe_arrived: bool = False,
+) -> _AnyRow:
+    """The newest message of a reference that something can be decided on.
+
+    Args:
+        rows: all with this reference; those without an answer first, each the newest first.
+        action: in words, such as `retried`.
+        newest: only the newest of all will do.
+        or_maybe_arrived: whatever its status, one that may have arrived will do.
+
+    Raises:
+        NotInOutbox, NotPossibleNow.
+    """
+
+    def possible(row: _AnyRow) -> bool:
+        return row["status"] in allowed or bool(or_maybe_arrived and row["maybe_doubled"])
+
+    if not rows:
+        raise NotInOutbox(f"{reference} is not in the outbox.")
+    latest = max(rows, key=lambda row: int(row["id"]))
+    row = latest if newest else next(filter(possible, rows), latest)
+    if not possible(row):
+        raise NotPossibleNow(
+            f"{reference} is {row['status']}, so it can't be {action}: that is for "
+            f"{', '.join(allowed)}."
+        )
+    return row
+
+
+def still_waiting(case_reference: str, messages: int) -> NotPossibleNow:
+    """Why nothing of a case can be erased yet."""
+    return NotPossibleNow(
+        f"{case_reference}: {messages} of its messages still wait for the relay. "
+        "Cancel them first, or deliver them."
+    )

@@ -15,7 +15,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
 from referrals.directory import Agency, Directory
-from referrals.errors import NoAddress
+from referrals.errors import NoAddress, NotPossibleNow
 from referrals.texts import Day, Line, fault
 
 NAME_LENGTH = 80
@@ -64,6 +64,24 @@ class Verification:
             raise NoAddress(f"The directory has no address for {agency.title} to verify.")
         given = _Given.model_validate({"on": on, "by": by}, context={"today": today})
         return cls(agency.id, agency.email, given.on, given.by)
+
+    @property
+    def detail(self) -> dict[str, str]:
+        """What the audit says of it, when it is recorded or taken back."""
+        return {
+            "agency": self.agency,
+            "address": self.address,
+            "on": self.on.isoformat(),
+            "by": self.by,
+        }
+
+
+def none_recorded(agency: str, address: str) -> NotPossibleNow:
+    """Why nothing of an address can be taken back."""
+    return NotPossibleNow(
+        f"{agency}: nothing is recorded here of {address}, so nothing can be taken "
+        "back. A verified_on in agencies.toml is changed there."
+    )
 
 
 def with_verifications(directory: Directory, recorded: Iterable[Verification]) -> Directory:

@@ -156,14 +156,7 @@ class PostgresOutbox(PostgresRetention):
                 continue
             made[each.content_key] = number
             contents.append((number, each.outgoing.content))
-            detail = {
-                **each.detail,
-                "address": each.outgoing.envelope.recipient,
-                "agency": each.agency,
-                "intervention": each.intervention,
-                "sha256": each.sha256,
-            }
-            self._log(now, "queued", each.outgoing.reference, each.case_reference, detail)
+            self._log(now, "queued", each.outgoing.reference, each.case_reference, each.disclosure)
         db.cursor().executemany("INSERT INTO content VALUES (%s, %b)", contents)
         return made
 
@@ -382,9 +375,8 @@ class PostgresOutbox(PostgresRetention):
         )
         self._proof = _ENDED, (claimed.attempt, now, outcome.status)
         if status is not DeliveryStatus.DELAYED:
-            detail = {"relay": outcome.relay, "reply": reply.code if reply else None}
             reference = claimed.outgoing.reference
-            self._log(now, str(status), reference, claimed.case_reference, detail)
+            self._log(now, str(status), reference, claimed.case_reference, outcome.detail)
         return status
 
     async def release(self, claimed: Claimed, owner: str) -> None:

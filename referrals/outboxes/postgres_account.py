@@ -13,7 +13,7 @@ from referrals.errors import NotInOutbox, NotPossibleNow
 from referrals.outboxes import postgres_jobs as jobs
 from referrals.outboxes.postgres_database import PostgresDatabase, Row
 from referrals.outboxes.postgres_link import Connection, is_text, one
-from referrals.queueing import ANSWERABLE, CANCELLABLE, RETRIABLE, Attempt, Held
+from referrals.queueing import ANSWERABLE, CANCELLABLE, RETRIABLE, Attempt, Held, decidable
 
 _OF_CASE = ("", "WHERE case_reference = %(case)s")
 
@@ -170,9 +170,6 @@ class PostgresAccount(PostgresDatabase):
         Facts that changed make another message with the same reference, which see `content_key`.
         """
 
-        def possible(row: Row) -> bool:
-            return row["status"] in allowed or bool(or_maybe_arrived and row["maybe_doubled"])
-
         def run(db: Connection) -> Held:
             cursor = db.cursor(row_factory=dict_row)
             cursor.execute(
@@ -181,15 +178,9 @@ class PostgresAccount(PostgresDatabase):
                 (reference if is_text(reference) else "",),
             )
             rows = cursor.fetchall()
-            if not rows:
-                raise NotInOutbox(f"{reference} is not in the outbox.")
-            latest = max(rows, key=lambda row: int(row["id"]))
-            row = latest if newest else next(filter(possible, rows), latest)
-            if not possible(row):
-                raise NotPossibleNow(
-                    f"{reference} is {row['status']}, so it can't be {action}: that is for "
-                    f"{', '.join(allowed)}."
-                )
+            row = decidable(
+                rows, reference, action, allowed, newest=newest, or_maybe_arrived=or_maybe_arrived
+            )
             change(db, row)
             self._log(now, action, reference, row["case_reference"], {})
             cursor.execute("SELECT * FROM message WHERE id = %s", (row["id"],))

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from referrals.audit import Entry
 from referrals.delivery import DeliveryStatus
-from referrals.errors import NotPossibleNow
 from referrals.outboxes.postgres_account import PostgresAccount, held_of
 from referrals.outboxes.postgres_link import Connection, is_text, one
-from referrals.queueing import Held
+from referrals.queueing import Held, still_waiting
 
 if TYPE_CHECKING:
     from referrals.verification import Verification
@@ -104,10 +103,7 @@ class PostgresRetention(PostgresAccount):
                 ).fetchall()
             )
             if waiting:
-                raise NotPossibleNow(
-                    f"{case_reference}: {waiting} of its messages still wait for the relay. "
-                    "Cancel them first, or deliver them."
-                )
+                raise still_waiting(case_reference, waiting)
             values = {"case": case_reference}
             return len(self._forget(db, "case_reference = %(case)s", values, "erased", now))
 
@@ -168,13 +164,7 @@ class PostgresRetention(PostgresAccount):
                 " verified_by = excluded.verified_by",
                 (given.agency, given.address, given.on, given.by),
             )
-            detail = {
-                "agency": given.agency,
-                "address": given.address,
-                "on": given.on.isoformat(),
-                "by": given.by,
-            }
-            self._log(now, "address verified", "", "", detail)
+            self._log(now, "address verified", "", "", given.detail)
 
         self._do(run)
 
@@ -184,6 +174,7 @@ class PostgresRetention(PostgresAccount):
         Raises:
             NotPossibleNow: there is none.
         """
+        from referrals.verification import Verification, none_recorded
 
         def run(db: Connection) -> None:
             cursor = db.execute(
@@ -192,12 +183,8 @@ class PostgresRetention(PostgresAccount):
                 (agency, address),
             )
             if not cursor.rowcount:
-                raise NotPossibleNow(
-                    f"{agency}: nothing is recorded here of {address}, so nothing can be taken "
-                    "back. A verified_on in agencies.toml is changed there."
-                )
-            on, by = one(cursor)
-            detail = {"agency": agency, "address": address, "on": on.isoformat(), "by": by}
-            self._log(now, "address verification withdrawn", "", "", detail)
+                raise none_recorded(agency, address)
+            gone = Verification(agency, address, *one(cursor))
+            self._log(now, "address verification withdrawn", "", "", gone.detail)
 
         self._do(run)

@@ -85,7 +85,6 @@ class SqliteOutbox(SqliteVerifications):
             answers.append(Queued(number, new=True, status=DeliveryStatus.QUEUED))
             outgoing = one.outgoing
             envelope, content = outgoing.envelope, outgoing.content
-            digest = one.sha256
             messages.append(
                 (
                     number,
@@ -97,7 +96,7 @@ class SqliteOutbox(SqliteVerifications):
                     envelope.sender,
                     envelope.recipient,
                     one.message_id,
-                    digest,
+                    one.sha256,
                     len(content),
                     at,
                     at,
@@ -107,14 +106,7 @@ class SqliteOutbox(SqliteVerifications):
                 )
             )
             contents.append((number, content))
-            detail = {
-                **one.detail,
-                "address": envelope.recipient,
-                "agency": one.agency,
-                "intervention": one.intervention,
-                "sha256": digest,
-            }
-            entries.append((outgoing.reference, one.case_reference, detail))
+            entries.append((outgoing.reference, one.case_reference, one.disclosure))
         db.executemany(
             "INSERT INTO message (id, reference, case_reference, intervention, agency, content_key,"
             " sender, recipient, message_id, sha256, size, queued_at, trying_since, status, due_at,"
@@ -303,9 +295,8 @@ class SqliteOutbox(SqliteVerifications):
             ),
         )
         if status is not DeliveryStatus.DELAYED:
-            detail = {"relay": outcome.relay, "reply": reply.code if reply else None}
             reference = claimed.outgoing.reference
-            self._log(db, now, str(status), reference, claimed.case_reference, detail)
+            self._log(db, now, str(status), reference, claimed.case_reference, outcome.detail)
         return status
 
     async def release(self, claimed: Claimed, owner: str) -> None:

@@ -13,7 +13,7 @@ from referrals.audit import FIRST, Entry, new_entry
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox, NotPossibleNow
 from referrals.outboxes.sqlite_file import SqliteFile
-from referrals.queueing import ANSWERABLE, CANCELLABLE, RETRIABLE, Attempt, Held
+from referrals.queueing import ANSWERABLE, CANCELLABLE, RETRIABLE, Attempt, Held, decidable
 
 MICROSECOND = timedelta(microseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -164,24 +164,15 @@ class SqliteAccount(SqliteFile):
         Facts that changed make another message with the same reference, which see `content_key`.
         """
 
-        def possible(row: sqlite3.Row) -> bool:
-            return row["status"] in allowed or bool(or_maybe_arrived and row["maybe_doubled"])
-
         def run(db: sqlite3.Connection) -> Held:
             rows = db.execute(
                 "SELECT * FROM message WHERE reference = ?"
                 " ORDER BY acknowledged_on IS NOT NULL, id DESC",
                 (reference,),
             ).fetchall()
-            if not rows:
-                raise NotInOutbox(f"{reference} is not in the outbox.")
-            latest = max(rows, key=lambda row: int(row["id"]))
-            row = latest if newest else next(filter(possible, rows), latest)
-            if not possible(row):
-                raise NotPossibleNow(
-                    f"{reference} is {row['status']}, so it can't be {action}: that is for "
-                    f"{', '.join(allowed)}."
-                )
+            row = decidable(
+                rows, reference, action, allowed, newest=newest, or_maybe_arrived=or_maybe_arrived
+            )
             change(db, row)
             self._log(db, now, action, reference, row["case_reference"], {})
             after = db.execute("SELECT * FROM message WHERE id = ?", (row["id"],)).fetchone()

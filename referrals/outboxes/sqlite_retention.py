@@ -10,9 +10,9 @@ from typing import Any
 
 from referrals.audit import Entry
 from referrals.delivery import DeliveryStatus
-from referrals.errors import NotPossibleNow, OutboxUnusable
+from referrals.errors import OutboxUnusable
 from referrals.outboxes.sqlite_account import SqliteAccount, held_of, micros, moment
-from referrals.queueing import Held
+from referrals.queueing import Held, still_waiting
 
 _PORTION = 500
 
@@ -101,10 +101,7 @@ class SqliteRetention(SqliteAccount):
                 (case_reference,),
             ).fetchone()[0]
             if waiting:
-                raise NotPossibleNow(
-                    f"{case_reference}: {waiting} of its messages still wait for the relay. "
-                    "Cancel them first, or deliver them."
-                )
+                raise still_waiting(case_reference, waiting)
             return len(self._forget(db, "case_reference = :case", values, "erased", now))
 
         values = {"case": case_reference}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from datetime import datetime
+from datetime import date, datetime
 from typing import TYPE_CHECKING
 
-from referrals.errors import NotPossibleNow
 from referrals.outboxes.sqlite_retention import SqliteRetention
 
 if TYPE_CHECKING:
@@ -18,17 +17,15 @@ class SqliteVerifications(SqliteRetention):
 
     def verify(self, one: Verification, now: datetime) -> None:
         """Record it, in place of what was recorded of that agency and address before."""
-        on = one.on.isoformat()
 
         def run(db: sqlite3.Connection) -> None:
             db.execute(
                 "INSERT INTO verification VALUES (?, ?, ?, ?) ON CONFLICT (agency, address)"
                 " DO UPDATE SET verified_on = excluded.verified_on,"
                 " verified_by = excluded.verified_by",
-                (one.agency, one.address, on, one.by),
+                (one.agency, one.address, one.on.isoformat(), one.by),
             )
-            detail = {"agency": one.agency, "address": one.address, "on": on, "by": one.by}
-            self._log(db, now, "address verified", "", "", detail)
+            self._log(db, now, "address verified", "", "", one.detail)
 
         self._do(run)
 
@@ -38,6 +35,7 @@ class SqliteVerifications(SqliteRetention):
         Raises:
             NotPossibleNow: there is none.
         """
+        from referrals.verification import Verification, none_recorded
 
         def run(db: sqlite3.Connection) -> None:
             row = db.execute(
@@ -46,11 +44,8 @@ class SqliteVerifications(SqliteRetention):
                 (agency, address),
             ).fetchone()
             if row is None:
-                raise NotPossibleNow(
-                    f"{agency}: nothing is recorded here of {address}, so nothing can be taken "
-                    "back. A verified_on in agencies.toml is changed there."
-                )
-            detail = {"agency": agency, "address": address, "on": row[0], "by": row[1]}
-            self._log(db, now, "address verification withdrawn", "", "", detail)
+                raise none_recorded(agency, address)
+            gone = Verification(agency, address, date.fromisoformat(row[0]), row[1])
+            self._log(db, now, "address verification withdrawn", "", "", gone.detail)
 
         self._do(run)
