@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from referrals.bootstrap import build_service, now, open_outbox, options_of
+from referrals.bootstrap import build_service, build_worker, now, open_outbox
 from referrals.case_files import parse
 from referrals.cli.cases import print_assessment
 from referrals.cli.faults import report
@@ -25,9 +25,7 @@ from referrals.service import Referral, Service
 from referrals.settings import RelaySettings, Security, Settings, WebSettings
 from referrals.settings_sources import read_settings
 from referrals.sink import Sink
-from referrals.transports.smtp import SmtpTransport
 from referrals.web.server import listen, serve
-from referrals.worker import Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ("city.json", "mediation.json", "county.csv")
@@ -121,10 +119,7 @@ async def submit_to_sink(
     submission = using.submission(referral, token=secrets.token_hex(8), accept_unverified=True)
     with open_outbox(settings) as outbox:
         outbox.queue([submission], now())
-        relay = SmtpTransport(settings.relay)
-        options = options_of(settings.delivery)
-        worker = Worker(outbox, relay, options, now=now, jitter=lambda: 0.0)
-        await worker.deliver_due()
+        await build_worker(outbox, settings.relay, settings).deliver_due()
         [held] = outbox.held(reference=referral.reference)
     click.echo(click.style("\nOne submitted to the local sink", bold=True, underline=True))
     click.echo(f"{held.reference} {held.status}\n")

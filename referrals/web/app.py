@@ -79,8 +79,11 @@ def build_app(site: Site) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        tidying = site.store.kept_tidy(idle, longest), batch_pages.kept_tidy(site)
-        async with tidying[0], tidying[1], site.courier:
+        async with (
+            site.store.kept_tidy(idle, longest),
+            batch_pages.kept_tidy(site),
+            site.courier,
+        ):
             yield
         site.close()
 

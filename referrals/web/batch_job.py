@@ -34,6 +34,7 @@ from referrals.row_files import open_rows
 from referrals.settings import Settings
 from referrals.web import downloads
 from referrals.web.batch_folder import DRAFTS, ERRORS, LEFT_OUT, UPLOAD, BatchFolder
+from referrals.web.crashes import note_crash
 
 if TYPE_CHECKING:
     from referrals.row_files import RowFile
@@ -78,12 +79,8 @@ def main() -> int:
     threading.Thread(target=_end_with, args=(order.parent, folder, job), daemon=True).start()
     try:
         job.run()
-    except Exception as error:  # the page says that it was stopped; no value of a case is told
-        where = error.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        place = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where else "?"
-        log.error("%s at %s", type(error).__name__, place)  # noqa: TRY400
+    except Exception as error:  # the page says that it was stopped
+        note_crash(error)
         return 1
     return 0
 

@@ -10,8 +10,8 @@ import asyncio
 import csv
 import io
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from referrals.case_files import flatten
 from referrals.directory import Agency, Directory
 from referrals.samples import sample_case
 from referrals.web.batch_folder import DRAFTS, ERRORS, LEFT_OUT, BatchFolder, folders, sweep
+from referrals.web.repeated import repeated
 from referrals.web.routes import Posted, check_role, goto, page, posted, shown
 from referrals.web.site import Role, Site, site_of, user_of
 from referrals.web.store import Document
@@ -351,22 +352,9 @@ def tidy(site: Site) -> None:
     sweep(site.settings.outbox, site.now, _kept_for(site))
 
 
-@asynccontextmanager
-async def kept_tidy(site: Site) -> AsyncIterator[None]:
+def kept_tidy(site: Site) -> AbstractAsyncContextManager[None]:
     """While the block runs, that is done at once and every hour."""
-
-    async def keep() -> None:
-        while True:
-            await asyncio.to_thread(tidy, site)
-            await asyncio.sleep(_TIDY_EVERY_S)
-
-    task = asyncio.create_task(keep())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+    return repeated(lambda: tidy(site), _TIDY_EVERY_S)
 
 
 def _kept_for(site: Site) -> timedelta:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from referrals import bootstrap, retention
 from referrals.errors import ReferralsError
+from referrals.web.crashes import note_crash
 
 if TYPE_CHECKING:
     from referrals.ports import Outbox
@@ -113,10 +113,7 @@ class Courier:
             except Exception as error:
                 # Whatever it is, pages go on; nothing is lost, since each message has its lease.
                 self._fault = "There is a fault of ours in what submits. It is tried again."
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                log.error(  # noqa: TRY400 - its text may hold what was typed
-                    "%s at %s:%s", type(error).__name__, where.filename, where.lineno
-                )
+                note_crash(error)
             else:
                 failures = 0
                 continue

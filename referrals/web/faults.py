@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import traceback
-from pathlib import Path
-
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from referrals import errors
+from referrals.web.crashes import note_crash
 from referrals.web.routes import page
 from referrals.web.site import site_of
-
-log = logging.getLogger(__name__)
-
-_PACKAGE = str(Path(__file__).parents[1])
 
 STATUSES: tuple[tuple[type[errors.ReferralsError], int], ...] = (
     (errors.ReferralBlocked, 422),
@@ -111,12 +104,3 @@ def crashed(request: Request, error: Exception) -> Response:
         return _page(request, 500, *_CRASHED)
     except Exception:  # it is the pages that are broken
         return PlainTextResponse("{}. {}\n".format(*_CRASHED), 500)
-
-
-def note_crash(error: BaseException) -> None:
-    """To the log: what and where. Its text and a traceback could hold personal data."""
-    places = [
-        f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
-    ]
-    ours = [place for place in places if place.startswith(_PACKAGE)]
-    log.error("%s at %s", type(error).__name__, ", ".join(dict.fromkeys(ours[-1:] + places[-1:])))

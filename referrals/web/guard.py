@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from referrals import bootstrap
 from referrals.settings import WebSettings
-from referrals.web.faults import note_crash
+from referrals.web.crashes import note_crash
 from referrals.web.login import SignIn
 from referrals.web.site import Lapsed
 from referrals.web.store import LAPSED_FOR, Session, Store

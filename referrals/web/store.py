@@ -8,7 +8,6 @@ seconds, but for what changes who may come in. `secure_delete`: what expires is 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
@@ -16,8 +15,8 @@ import logging
 import secrets
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
@@ -27,6 +26,7 @@ from typing import Any
 from referrals import bootstrap
 from referrals.errors import OutboxUnusable
 from referrals.outboxes.sqlite_file import make_file
+from referrals.web.repeated import repeated
 from referrals.web.site import Role, User, roles_with
 
 log = logging.getLogger(__name__)
@@ -351,25 +351,16 @@ class Store:
             connection.execute("DELETE FROM session WHERE lapsed_at <= ?", (_s(now - LAPSED_FOR),))
             connection.execute("DELETE FROM attempt WHERE last_at <= ?", (_s(now - FORGET_AFTER),))
 
-    @asynccontextmanager
-    async def kept_tidy(self, idle: timedelta, longest: timedelta) -> AsyncIterator[None]:
+    def kept_tidy(self, idle: timedelta, longest: timedelta) -> AbstractAsyncContextManager[None]:
         """While the block runs, what has expired is removed every ten minutes."""
 
-        async def tidy() -> None:
-            while True:
-                try:
-                    await asyncio.to_thread(self.expire, bootstrap.now(), idle, longest)
-                except OutboxUnusable as error:
-                    log.warning("What has expired was not removed: %s", error)
-                await asyncio.sleep(_TIDY_EVERY_S)
+        def tidy() -> None:
+            try:
+                self.expire(bootstrap.now(), idle, longest)
+            except OutboxUnusable as error:
+                log.warning("What has expired was not removed: %s", error)
 
-        task = asyncio.create_task(tidy())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        return repeated(tidy, _TIDY_EVERY_S)
 
     # The file
 
