@@ -95,6 +95,12 @@ def test_a_referral_is_found_by_its_reference_or_its_cases(
     assert wanted not in said(visitor.get(f"/outbox?find={wanted}&status=queued"))
 
 
+def test_a_page_waits_for_whoever_reads_it(filled: Filled, visitor: Visitor) -> None:
+    """None loads itself anew: what is under way has a link instead (WCAG 2.2.1, F41)."""
+    for kind in filled.cases:
+        assert "http-equiv" not in visitor.get(f"/outbox/{filled.reference(kind)}").text, kind
+
+
 def test_many_are_told_in_pages(tmp_path: Path) -> None:
     filled = Filled(web_settings(tmp_path))
     filled.add_queued(60)
