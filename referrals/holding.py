@@ -185,6 +185,11 @@ class Plan:
     staying: tuple[Addressed, ...]
     under_way: tuple[Addressed, ...]
 
+    @property
+    def waiting(self) -> int:
+        """How many messages can't stay where they are."""
+        return number_of(one for one in (*self.going, *self.moving, *self.staying) if one.waits)
+
     @classmethod
     def of(cls, addressed: Sequence[Addressed], rerouting: Rerouting) -> Plan:
         def here(one: Addressed) -> bool:

@@ -449,7 +449,7 @@ def test_one_without_its_facts_key_is_known_by_the_old_address(outbox: Outbox) -
     [(UNCERTAIN, {"with_uncertain": True}), (FAILED, {"with_failed": True})],
 )
 def test_what_may_be_there_or_was_refused_is_taken_along_only_if_one_says_so(
-    outbox: Outbox, outcome: Outcome, more: dict[str, bool]
+    outbox: Outbox, outcome: Outcome, more: dict[str, Any]
 ) -> None:
     old = queued_and(outbox, letter(), outcome)
     outbox.queue([letter(2)], NOW)
