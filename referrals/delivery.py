@@ -53,7 +53,8 @@ class Outgoing:
 class Submission:
     """A referral to be queued: the finished message, and what the audit says of it.
 
-    `content_key` is the same for the same case, intervention and facts, whatever the day.
+    `content_key` is the same for the same case, intervention, address and facts, whatever the day;
+    `facts_key` whatever the address, too.
     `detail` holds names, codes and dates, never a value of the case.
     """
 
@@ -65,6 +66,7 @@ class Submission:
     acknowledge_by: date
     outgoing: Outgoing
     detail: Mapping[str, Any]
+    facts_key: str | None = None
 
     @cached_property
     def sha256(self) -> str:

@@ -89,6 +89,39 @@ def compose_outgoing(
     return b"%s%s%s" % (header, last.encode("ascii"), body)
 
 
+def readdressed(content: bytes, recipient: str, *, date: datetime, message_id: str) -> bytes:
+    """A finished message of ours to another address: To, Date and Message-ID, and no other octet.
+
+    Args:
+        recipient, date, message_id: as for `compose_outgoing`.
+
+    Raises:
+        MessageRefused: as for `compose_draft`; or the content is no message of ours.
+    """
+    from email.utils import format_datetime
+
+    header, blank, body = content.partition(b"\r\n\r\n")
+    new = {
+        b"to": _mailbox("To", recipient),
+        b"date": f"Date: {format_datetime(date)}\r\n",
+        b"message-id": _message_id(message_id),
+    }
+    fields = _FIELD.findall(header + b"\r\n")
+    names = [field.partition(b":")[0].lower() for field in fields]
+    whole = len(b"".join(fields)) == len(header) + 2
+    if not blank or not whole or any(names.count(name) != 1 for name in new):
+        raise MessageRefused("This is no message that can be given another address.")
+    lines = (
+        new[name].encode("ascii") if name in new else field
+        for name, field in zip(names, fields, strict=True)
+    )
+    return b"%s\r\n%s" % (b"".join(lines), body)
+
+
+# A header field with the lines that it is folded into (RFC 5322 §2.2.3).
+_FIELD = re.compile(rb"[!-9;-~]+:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*")
+
+
 def _compose(
     letter: Letter, sender: Sender, recipient: str | None, marking: str
 ) -> tuple[bytes, bytes]:

@@ -13,6 +13,7 @@ from referrals.delivery import Outgoing, Receipt
 if TYPE_CHECKING:
     from referrals.audit import Entry
     from referrals.delivery import DeliveryStatus, RetryPolicy, Submission
+    from referrals.holding import Addressed, Hold, Reason, Rerouted, Rerouting
     from referrals.queueing import Attempt, Claimed, Held, NotYet, Outcome, Queued
     from referrals.verification import Verification
 
@@ -276,7 +277,57 @@ class Addresses(Protocol):
         ...
 
 
-class Outbox(Queue, Deliveries, Account, Decisions, Retention, Addresses, Protocol):
+class Holds(Protocol):
+    """Which agencies nothing goes to for now, see `referrals.holding`.
+
+    While an agency is held its referrals are queued, and none of them is claimed, by whatever
+    process, `only` included. The time does not count against any. Whatever is under way when a
+    hold begins is finished.
+    """
+
+    def hold(self, agency: str, why: Reason, now: datetime) -> tuple[Hold, bool]:
+        """Begin a hold; false if there is one already, which is left as it is.
+
+        Once this has returned, whatever else of the agency is `sending` was under way before.
+        """
+        ...
+
+    def holds(self) -> list[Hold]:
+        """By agency."""
+        ...
+
+    def addressed(self, agency: str) -> list[Addressed]:
+        """How many messages of an agency are not finished or have failed, by address and status."""
+        ...
+
+    def disclosed(self, agency: str, recipient: str, *, limit: int = 1_000) -> list[Held]:
+        """Messages that another address than this has or may have, unanswered, the newest first."""
+        ...
+
+    def reroute(self, rerouting: Rerouting, now: datetime) -> Iterator[list[Rerouted]]:
+        """Make the messages of a held agency anew for its present address, and cancel the old ones.
+
+        In groups: each is complete with its audit once it is yielded. Where a run was broken off,
+        another goes on.
+
+        Raises:
+            NotPossibleNow: the agency is not held.
+        """
+        ...
+
+    def resume(self, agency: str, recipient: str | None, now: datetime) -> None:
+        """End a hold: what waits for this address is due now.
+
+        Uncertain messages to other addresses are tried no more: they wait for a person.
+
+        Raises:
+            NotPossibleNow: the agency is not held; or something still waits for another address,
+                or is being submitted to it.
+        """
+        ...
+
+
+class Outbox(Queue, Deliveries, Account, Decisions, Retention, Addresses, Holds, Protocol):
     """The durable queue, and the account of it: closed with `close`, or as a context manager."""
 
     @property

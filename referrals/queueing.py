@@ -114,6 +114,9 @@ CANCELLABLE = (DeliveryStatus.QUEUED, *RETRIABLE)
 ANSWERABLE = (DeliveryStatus.RELAYED, DeliveryStatus.UNCERTAIN)
 """What a person may decide on, by status; `Held` knows the exceptions."""
 
+LIVE = "status <> 'cancelled' AND (purged_at IS NULL OR status NOT IN ('failed', 'uncertain'))"
+"""Of a message, in SQL: the same referral may not be queued anew."""
+
 
 @dataclass(frozen=True)
 class Held:
@@ -137,6 +140,8 @@ class Held:
     acknowledge_by: date
     acknowledged_on: date | None
     purged_at: datetime | None
+    replaces: int | None = None
+    """The id of the message to another address that this was made of."""
 
     @property
     def may_be_retried(self) -> bool:

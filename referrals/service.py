@@ -189,8 +189,10 @@ class Service:
 
         outgoing = self.outgoing(referral, token=token, accept_unverified=accept_unverified)
         today = self.today(referral.assessment.place)
+        whole, facts = content_keys(referral.assessment)
         return Submission(
-            content_key=content_key(referral.assessment),
+            content_key=whole,
+            facts_key=facts,
             case_reference=referral.case.reference,
             intervention=referral.intervention_id,
             agency=referral.agency.id,
@@ -212,26 +214,35 @@ def content_key(assessment: Assessment) -> str:
     SHA-256 of what the agency is told of the people and incidents, not of the letter, which has
     a date in it; so that a referral queued twice is noticed, whoever does it.
     """
+    return content_keys(assessment)[0]
+
+
+def content_keys(assessment: Assessment) -> tuple[str, str]:
+    """`content_key`, and the same without the address, which may be corrected later."""
     case, intervention = assessment.case, assessment.intervention
     facts = {
         path: _told_at(case, parts)
         for path, parts in _parts(intervention.facts.required, intervention.facts.optional)
     }
-    whole = [
-        case.reference,
-        intervention.id,
-        assessment.agency.email if assessment.agency else None,
-        facts,
-        {name: str(answer) for name, answer in assessment.answers.items()},
-    ]
-    return hashlib.sha256(_JSON.encode(whole).encode("ascii")).hexdigest()
+    answers = {name: str(answer) for name, answer in assessment.answers.items()}
+    email = assessment.agency.email if assessment.agency else None
+    start = f"[{_as_text(case.reference)},{_as_text(intervention.id)},"
+    to = "null" if email is None else _as_text(email)
+    told = _JSON.encode([facts, answers])[1:]
+    return _digest(f"{start}{to},{told}"), _digest(f"{start}{told}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _as_json(value: Any) -> Any:
     return value.isoformat() if type(value) is date else value.model_dump(mode="json")
 
 
-# Outboxes keep these digests: written otherwise, a referral in one would be queued again.
+# Outboxes keep these digests: written otherwise, a referral in one would be queued again. The first
+# is that of a JSON list: reference, intervention, address, facts, answers.
+_as_text = json.encoder.encode_basestring_ascii
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_as_json)
 
 

@@ -156,7 +156,8 @@ class Server:
 _numbers = itertools.count(1)
 
 _TABLES = (
-    "referrals.content", "referrals.attempt", "referrals.message", "referrals.audit",
+    "referrals.content", "referrals.attempt", "referrals.rerouted", "referrals.hold",
+    "referrals.message", "referrals.audit",
     "referrals.verification", "procrastinate.procrastinate_events",
     "procrastinate.procrastinate_jobs", "procrastinate.procrastinate_workers",
 )  # fmt: skip

@@ -45,6 +45,8 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Look after it": {
         "serve": ("serve", "Run the page: the same service in a browser."),
         "migrate": ("migrate", "Make the outbox's tables in PostgreSQL, or bring them up to date."),
+        "hold": ("hold", "Let nothing go to an agency for now, such as when its address is wrong."),
+        "release": ("hold", "End a hold: what was kept goes to the address that is right now."),
         "directory": ("directory", "The addresses: list, check, and record that one is right."),
         "accounts": ("accounts", "Who can sign in to the page: list, add, change, remove."),
         "tokens": ("accounts", "Tokens for programs that use the page's API."),

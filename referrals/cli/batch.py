@@ -436,6 +436,7 @@ def _queue(job: _Job, made: Made, outbox: Outbox) -> _Queued:
 def _send(job: _Job, made: Made, relay: RelaySettings, result: dict[str, Any]) -> int:
     """Queue them in groups, all of them before the first is submitted; then what is due."""
     from referrals.bootstrap import open_outbox
+    from referrals.cli.hold import hold_json, tell_holds, waiting_by_hold
     from referrals.cli.keeping import purge_if_due
     from referrals.cli.queue import code_of, deliver_with
     from referrals.cli.relay import kept
@@ -463,6 +464,7 @@ def _send(job: _Job, made: Made, relay: RelaySettings, result: dict[str, Any]) -
                 return await deliver_with(outbox, relay, job.settings, told=told).deliver_due()
 
         delivered = asyncio.run(run())
+        holds = [(hold, number) for hold, number in waiting_by_hold(outbox) if number]
         purge_if_due(outbox, job.settings)
     fault: DeliveryError | None = delivered.relay_fault
     code = code_of(delivered) or _earlier_code(queued)
@@ -470,8 +472,10 @@ def _send(job: _Job, made: Made, relay: RelaySettings, result: dict[str, Any]) -
         "status": "queued and delivered",
         "outcomes": {str(status): count for status, count in delivered.outcomes.items()},
         "relay_fault": described(fault) if fault else None,
+        "holds": [{**hold_json(hold), "waiting": number} for hold, number in holds],
     }
     if not as_json:
+        tell_holds(holds)
         outcomes = sorted(delivered.outcomes.items())
         click.echo(", ".join(f"{n:,} {name}" for name, n in outcomes) or "Nothing was submitted.")
         if fault is not None:

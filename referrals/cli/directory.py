@@ -149,13 +149,17 @@ def directory_check(days: int, as_json: bool) -> None:
     Example: referrals directory check --within 14
     """
     from referrals.addresses import Standing, addresses
+    from referrals.cli.hold import read_holds
+    from referrals.settings_sources import read_settings
 
     using = service()
     today = using.today()
     found = addresses(using.directory, today, days)
     wanting = [one for one in found if one.is_wanting]
+    holds = read_holds(read_settings())
     if as_json:
-        print_json({"ok": not wanting, "agencies": [address_json(one, today) for one in found]})
+        agencies = [{**address_json(one, today), "held": one.agency.id in holds} for one in found]
+        print_json({"ok": not wanting, "agencies": agencies})
     else:
         for one in found:
             agency = one.agency
@@ -167,6 +171,8 @@ def directory_check(days: int, as_json: bool) -> None:
                 f"{click.style(f'{word:<5}', fg=colour, bold=True)}"
                 f"{agency.id}:{address} {one.words}"
             )
+            if agency.id in holds:
+                click.echo(f"     {holds[agency.id].words}")
             if agency.alert:
                 click.echo(f"     note: {agency.alert}")
         if wanting:
@@ -178,7 +184,7 @@ def directory_check(days: int, as_json: bool) -> None:
         raise click.exceptions.Exit(7)
 
 
-def _complete_agency(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+def complete_agency(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     from referrals.errors import ReferralsError
 
     try:
@@ -189,7 +195,8 @@ def _complete_agency(_ctx: click.Context, _param: click.Parameter, incomplete: s
         return []
 
 
-def _agency(directory: Directory, name: str) -> Agency:
+def known_agency(directory: Directory, name: str) -> Agency:
+    """Raises click.BadParameter, with those that there are."""
     try:
         return directory.agencies[name]
     except KeyError:
@@ -204,7 +211,7 @@ def _agency(directory: Directory, name: str) -> Agency:
 
 
 @directory_command.command("verify")
-@click.argument("agency", metavar="AGENCY", shell_complete=_complete_agency)
+@click.argument("agency", metavar="AGENCY", shell_complete=complete_agency)
 @click.option(
     "--on", metavar="DATE", help="When they were asked: 2026-01-31 or 31/01/2026. [today]"
 )
@@ -234,7 +241,7 @@ def directory_verify(
         raise click.UsageError("--on and --by do not go with --withdraw.")
     settings, using = read_settings(), service()
     today, now = using.today(), bootstrap.now()
-    one = _agency(using.directory, agency)
+    one = known_agency(using.directory, agency)
     if one.email is None:
         raise NoAddress(f"The directory has no address for {one.title}: there is none to verify.")
     with bootstrap.open_outbox(settings) as outbox:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -14,6 +15,7 @@ from referrals import bootstrap
 from referrals.bootstrap import open_outbox
 from referrals.cli.common import json_option, print_json
 from referrals.cli.held import counted, days_words
+from referrals.cli.hold import holds_by_agency
 from referrals.delivery import DeliveryStatus
 from referrals.errors import DraftError, NotInOutbox, NotPossibleNow
 from referrals.telling import agency_title, held_json, late_json, when_late
@@ -22,6 +24,7 @@ from referrals.texts import day_words
 if TYPE_CHECKING:
     from referrals.directory import Directory
     from referrals.drafts import Draft
+    from referrals.holding import Hold
     from referrals.message import Sender
     from referrals.ports import Outbox
     from referrals.queueing import Held
@@ -86,18 +89,29 @@ def due_command(
         late = outbox.unacknowledged(today)
         if references:
             late = _named(references, late, outbox)
+        holds = holds_by_agency(outbox)
     reminded: dict[str, _Reminded] = {}
     if drafting:
         from referrals.drafts import drafts_folder
 
         folder = out or drafts_folder(settings.outbox)
-        reminded = _draft(late, using, folder, _sender(address, name), beside=beside)
+        going = [one for one in late if one.agency not in holds]
+        reminded = {
+            one.reference: _Reminded(None, why_not=f"{_held_words(holds[one.agency])}.")
+            for one in late
+            if one.agency in holds
+        } | _draft(going, using, folder, _sender(address, name), beside=beside)
     if as_json:
-        print_json([_late_json(one, using.directory, today, reminded) for one in late])
+        print_json(
+            [
+                {**_late_json(one, using.directory, today, reminded), "held": one.agency in holds}
+                for one in late
+            ]
+        )
     elif drafting:
         _print_drafts(late, using.directory, reminded)
     else:
-        _print_late(late, using.directory, today)
+        _print_late(late, using.directory, today, holds)
     _exit(reminded)
 
 
@@ -180,7 +194,13 @@ def _late_json(
     return told
 
 
-def _print_late(late: list[Held], directory: Directory, today: date) -> None:
+def _held_words(hold: Hold) -> str:
+    return f"{hold.agency} is {hold.words}"
+
+
+def _print_late(
+    late: list[Held], directory: Directory, today: date, holds: Mapping[str, Hold]
+) -> None:
     """A block each, since a row would break the references; elsewhere one line with tabs."""
     if not late:
         click.echo("Nothing is overdue.")
@@ -188,7 +208,8 @@ def _print_late(late: list[Held], directory: Directory, today: date) -> None:
     for one in late:
         agency = agency_title(one, directory)
         overdue = f"{days_words((today - one.acknowledge_by).days)} late"
-        next_step = when_late(one, directory)
+        hold = holds.get(one.agency)
+        next_step = _held_words(hold) if hold else when_late(one, directory)
         if sys.stdout.isatty():
             click.echo(f"{click.style(agency, bold=True)}: {overdue}")
             click.echo(f"  {one.reference} {one.intervention}, case {one.case_reference}")

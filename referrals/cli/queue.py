@@ -22,6 +22,14 @@ from referrals.cli.held import (
     next_step,
     told_status,
 )
+from referrals.cli.hold import (
+    hold_json,
+    holds_by_agency,
+    kept,
+    kept_words,
+    tell_holds,
+    waiting_by_hold,
+)
 from referrals.cli.keeping import erase_command, export_command, purge_command, purge_if_due
 from referrals.cli.relay import configured_relay
 from referrals.delivery import DeliveryStatus
@@ -72,19 +80,22 @@ def outbox_list(status: str | None, case_reference: str | None, limit: int, as_j
             limit=limit,
         )
         old = len(outbox.unfinished(bootstrap.now() - timedelta(days=days)))
+        holds = waiting_by_hold(outbox)
     if as_json:
         print_json(
             {
                 "counts": counts,
                 "unfinished_and_old": old,
                 "messages": [held_json(one) for one in found],
+                "holds": [{**hold_json(hold), "waiting": number} for hold, number in holds],
             }
         )
         return
+    by_agency = {hold.agency: hold for hold, _ in holds}
     rows = [
         [
             one.reference,
-            told_status(one),
+            told_status(one) + (", held" if kept(one, by_agency) else ""),
             one.intervention,
             one.case_reference,
             f"{one.queued_at:%Y-%m-%d %H:%M}",
@@ -99,6 +110,7 @@ def outbox_list(status: str | None, case_reference: str | None, limit: int, as_j
     elif len(found) == limit:
         click.echo(f"The newest {limit:,}; --limit shows more.")
     _print_counts(counts, "In the outbox: " if filtered else "")
+    tell_holds(holds)
     if old:
         click.echo(
             f"{click.style('Unfinished', fg='red', bold=True)}: {counted(old, 'message')} neither "
@@ -127,10 +139,17 @@ def outbox_show(reference: str, as_json: bool) -> None:
         if not found:
             raise NotInOutbox(f"{reference.upper()} is not in the outbox.")
         attempts = {one.id: outbox.attempts(one.id) for one in found}
+        holds = holds_by_agency(outbox)
+    made_anew = {one.replaces: one for one in found if one.replaces is not None}
     if as_json:
         print_json(
             [
-                held_json(one) | {"tries": [attempt_json(attempt) for attempt in attempts[one.id]]}
+                {
+                    **held_json(one),
+                    "held": kept(one, holds) is not None,
+                    "rerouted_to": made_anew[one.id].recipient if one.id in made_anew else None,
+                    "tries": [attempt_json(attempt) for attempt in attempts[one.id]],
+                }
                 for one in found
             ]
         )
@@ -138,7 +157,11 @@ def outbox_show(reference: str, as_json: bool) -> None:
     for one in found:
         click.echo(f"{click.style(one.reference, bold=True)} {one.intervention}")
         click.echo(f"  status: {_status(one)}")
-        click.echo(f"  next step: {next_step(one, bootstrap.now().date())}")
+        hold, anew = kept(one, holds), made_anew.get(one.id)
+        if anew is not None:
+            click.echo(f"  next step: none: it was rerouted to {anew.recipient}")
+        else:
+            click.echo(f"  next step: {kept_words(hold) if hold else _next_step(one)}")
         click.echo(f"  case: {one.case_reference}")
         click.echo(f"  to: {one.recipient}")
         click.echo(f"  queued: {moment_words(one.queued_at)}, {one.size:,} bytes")
@@ -159,6 +182,10 @@ def outbox_show(reference: str, as_json: bool) -> None:
             click.echo(f"  attempt {number}: {attempt_words(attempt)}")
 
 
+def _next_step(held: Held) -> str:
+    return next_step(held, bootstrap.now().date())
+
+
 def _status(held: Held) -> str:
     return click.style(told_status(held), fg=COLOURS.get(held.status))
 
@@ -169,12 +196,13 @@ def _decision(verb: str) -> Any:
     def command(reference: str, as_json: bool) -> None:
         with open_outbox(read_settings()) as outbox:
             held: Held = getattr(outbox, verb)(reference.upper(), bootstrap.now())
+            hold = kept(held, holds_by_agency(outbox))
         if as_json:
             print_json(held_json(held))
         else:
             click.echo(
                 f"{click.style(held.reference, bold=True)} {held.intervention}: {_status(held)}. "
-                f"Next step: {next_step(held, bootstrap.now().date())}."
+                + (kept_words(hold) if hold else f"Next step: {_next_step(held)}.")
             )
 
     return command
@@ -264,6 +292,7 @@ def deliver_command(watch: bool, as_json: bool) -> None:
         return
     with open_outbox(settings) as outbox:
         counts = outbox.counts()
+        holds = waiting_by_hold(outbox)
     if as_json:
         print_json(
             {
@@ -272,6 +301,7 @@ def deliver_command(watch: bool, as_json: bool) -> None:
                 "relay_fault": str(whole.relay_fault) if whole.relay_fault else None,
                 "purged": purged.messages if purged else 0,
                 "drafts_deleted": len(purged.drafts) if purged else 0,
+                "holds": [{**hold_json(hold), "waiting": number} for hold, number in holds],
             }
         )
     else:
@@ -282,6 +312,7 @@ def deliver_command(watch: bool, as_json: bool) -> None:
             )
         if whole.relay_fault is None:
             _print_counts(counts, "In the outbox: ")
+        tell_holds(holds)
     if whole.relay_fault is not None and not as_json:
         raise whole.relay_fault
     code = code_of(whole)

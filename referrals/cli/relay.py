@@ -34,6 +34,7 @@ from referrals.settings import RelaySettings
 from referrals.telling import referral_json, reply_json
 
 if TYPE_CHECKING:
+    from referrals.holding import Hold
     from referrals.ports import Outbox
     from referrals.queueing import Attempt, Held, Outcome
     from referrals.service import Referral
@@ -110,6 +111,8 @@ def send_command(
       referrals send mediation case.json --yes
     """
     from referrals.bootstrap import build_service, now, open_outbox
+    from referrals.cli.hold import holds_by_agency, read_holds
+    from referrals.cli.hold import kept as kept_by
     from referrals.cli.keeping import purge_if_due
     from referrals.settings_sources import read_settings
 
@@ -119,12 +122,17 @@ def send_command(
     found, place = read_case_file(using, case, row, changes)
     referral = using.prepare(using.assess(found, place, intervention))
     if not yes:
+        hold = read_holds(settings).get(referral.agency.id)
         if as_json:
-            print_json(referral_json(referral) | {"status": "not submitted"})
+            print_json(
+                referral_json(referral) | {"status": "not submitted", "held": hold is not None}
+            )
             return
         click.echo(f"{click.style(referral.reference, bold=True)} {intervention}")
         click.echo(f"  would go to {referral.agency.title}, {referral.agency.email or 'nobody'}")
         click.echo(f"  through {settings.relay.name if settings.relay.host else 'no relay yet'}")
+        if hold is not None:
+            click.echo(f"  {hold.words}: it would be kept")
         print_findings(referral.assessment.findings)
         click.echo("Nothing was submitted. Add --yes to submit it.")
         return
@@ -137,7 +145,8 @@ def send_command(
         queued = outbox.queue([submission], now())[0]
         held = outbox.held(message_id=queued.id)[0]
         outcome = None
-        if queued.status in (DeliveryStatus.QUEUED, DeliveryStatus.DELAYED):
+        hold = kept_by(held, holds_by_agency(outbox))
+        if hold is None and queued.status in (DeliveryStatus.QUEUED, DeliveryStatus.DELAYED):
             try:
                 outcome = asyncio.run(_deliver_one(outbox, relay, settings, held))
             except KeyboardInterrupt:
@@ -147,9 +156,13 @@ def send_command(
                     stage="content",
                 ) from None
             held = outbox.held(message_id=queued.id)[0]
+            hold = kept_by(held, holds_by_agency(outbox)) if outcome is None else None
         attempts = outbox.attempts(queued.id)
         purge_if_due(outbox, settings)
     fault = outcome.fault if outcome else _earlier_fault(held, attempts)
+    if hold is not None:
+        _say_kept(referral, held, hold, as_json=as_json)
+        raise click.exceptions.Exit(8)
     if fault is not None:
         raise kept(fault) if held.status is DeliveryStatus.DELAYED else fault
     _say_sent(referral, held, outcome, as_json=as_json)
@@ -203,6 +216,16 @@ def _earlier_fault(held: Held, attempts: Sequence[Attempt]) -> DeliveryError | N
             return None
 
 
+def _say_kept(referral: Referral, held: Held, hold: Hold, *, as_json: bool) -> None:
+    from referrals.cli.hold import kept_words
+
+    if as_json:
+        print_json(referral_json(referral) | {"status": str(held.status), "held": True})
+        return
+    click.echo(f"{click.style(held.reference, bold=True)} {held.intervention}: {held.status}")
+    click.echo(f"  {kept_words(hold)}")
+
+
 def _say_sent(referral: Referral, held: Held, outcome: Outcome | None, *, as_json: bool) -> None:
     reply = outcome.reply if outcome else None
     if as_json:
@@ -210,6 +233,7 @@ def _say_sent(referral: Referral, held: Held, outcome: Outcome | None, *, as_jso
             referral_json(referral)
             | {
                 "status": str(held.status),
+                "held": False,
                 "queued_before": outcome is None,
                 "relay": outcome.relay if outcome else None,
                 "reply": reply_json(reply) if reply else None,

@@ -30,8 +30,8 @@ from referrals.delivery import (
 from referrals.errors import LeaseLost
 from referrals.outboxes import postgres_jobs as jobs
 from referrals.outboxes.postgres_database import nothing
+from referrals.outboxes.postgres_holds import PostgresHolds
 from referrals.outboxes.postgres_link import Connection, is_text, one
-from referrals.outboxes.postgres_retention import PostgresRetention
 from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided
 from referrals.worker import owner_name
 
@@ -39,7 +39,7 @@ _LISTEN_S = 0.5
 _LISTEN_AGAIN_S = 2.0
 
 
-class PostgresOutbox(PostgresRetention):
+class PostgresOutbox(PostgresHolds):
     """`ports.Outbox` in a database that several machines share.
 
     All of it raises OutboxUnusable when the server says no or can't be reached; then nothing of
@@ -94,13 +94,14 @@ class PostgresOutbox(PostgresRetention):
     ) -> list[Queued]:
         keys = [each.content_key for each in submissions]
         known = self._known(db, keys)
+        known |= self._known_elsewhere(db, [s for s in submissions if s.content_key not in known])
         fresh: dict[str, Submission] = {}
         for each in submissions:
             if each.content_key not in known:
                 fresh.setdefault(each.content_key, each)
         made = self._insert(db, list(fresh.values()), now) if fresh else {}
         if len(made) < len(fresh):
-            known = self._known(db, keys)  # another process was faster
+            known |= self._known(db, keys)  # another process was faster
         told: set[str] = set()
         answers = []
         for key in keys:
@@ -123,7 +124,14 @@ class PostgresOutbox(PostgresRetention):
             ).fetchall()
         ]
         turns = self._turns(db, [each.agency for each in some])
-        deferred = jobs.defer(db, list(zip(numbers, turns, strict=True)))
+        held = self._held_agencies(db)
+        due = [
+            (number, turn)
+            for each, number, turn in zip(some, numbers, turns, strict=True)
+            if each.agency not in held
+        ]
+        job_of = dict(zip((number for number, _ in due), jobs.defer(db, due), strict=True))
+        deferred = [job_of.get(number) for number in numbers]
         rows = [
             (
                 number,
@@ -140,6 +148,7 @@ class PostgresOutbox(PostgresRetention):
                 each.acknowledge_by,
                 job,
                 turn,
+                each.facts_key,
             )
             for each, number, job, turn in zip(some, numbers, deferred, turns, strict=True)
         ]
@@ -152,7 +161,8 @@ class PostgresOutbox(PostgresRetention):
         contents, made = [], {}
         for each, number, job in zip(some, numbers, deferred, strict=True):
             if number not in inserted:
-                jobs.cancel(db, job)
+                if job is not None:
+                    jobs.cancel(db, job)
                 continue
             made[each.content_key] = number
             contents.append((number, each.outgoing.content))
@@ -218,7 +228,9 @@ class PostgresOutbox(PostgresRetention):
                 if every is not None:
                     db.execute("UPDATE pace SET claimed_at = %s", (at,))
                 return claimed
-            jobs.finish(db, taken[0])  # its message wants it no more
+            # Its message wants it no more; or its agency is held since it got it.
+            db.execute("UPDATE message SET job = NULL WHERE job = %s", (taken[0],))
+            jobs.finish(db, taken[0])
         return None
 
     def _fetch(
@@ -244,7 +256,8 @@ class PostgresOutbox(PostgresRetention):
 
     def _is_any_due(self, db: Connection, only: int | None, now: datetime) -> bool:
         found = db.execute(
-            "SELECT 1 FROM message WHERE due_at IS NOT NULL AND CASE WHEN %(only)s::bigint IS NULL"
+            "SELECT 1 FROM message WHERE due_at IS NOT NULL AND job IS NOT NULL"
+            " AND CASE WHEN %(only)s::bigint IS NULL"
             " THEN due_at <= %(now)s ELSE id = %(only)s END LIMIT 1",
             {"only": only, "now": now},
         ).fetchone()
@@ -458,6 +471,7 @@ class PostgresOutbox(PostgresRetention):
         if not self._mended:
             self._mend_jobs(db)
         self._mend_due(db, now, policy)
+        self._make_due_what_is_held_no_more(db, now)
         stalled, at = set(jobs.stalled(db)), self._server_time(db, now)
         here = owner_name().partition(".")[0]
 
@@ -600,10 +614,10 @@ def _storable(words: str) -> str:
 _INSERT = """
 INSERT INTO message (queued_at, trying_since, status, due_at, id, reference, case_reference,
     intervention, agency, content_key, sender, recipient, message_id, sha256, size, acknowledge_by,
-    job, turn)
+    job, turn, facts_key)
 SELECT %s, %s, 'queued', %s, * FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::text[],
     %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[],
-    %s::date[], %s::bigint[], %s::integer[])
+    %s::date[], %s::bigint[], %s::integer[], %s::text[])
 ON CONFLICT (content_key) DO NOTHING
 RETURNING id
 """
@@ -611,7 +625,9 @@ RETURNING id
 # Time to give up counts from the first attempt: that a machine was off is no relay's doing.
 _TAKE = """
 WITH before AS (
-    SELECT * FROM message WHERE id = %(message)s AND job = %(job)s AND due_at IS NOT NULL FOR UPDATE
+    SELECT * FROM message WHERE id = %(message)s AND job = %(job)s AND due_at IS NOT NULL
+        AND NOT EXISTS (SELECT 1 FROM hold WHERE hold.agency = message.agency)
+    FOR UPDATE OF message
 ), taken AS (
     UPDATE message SET status = 'sending', due_at = NULL, lease_until = %(until)s,
         lease_owner = %(owner)s, attempts = message.attempts + 1,

@@ -31,7 +31,8 @@ class PostgresAccount(PostgresDatabase):
     def oldest_due(self, now: datetime) -> datetime | None:
         """Since when the message has been due that has been so longest; None if none is."""
         [row] = self._read(
-            "SELECT min(due_at) AS since FROM message WHERE due_at IS NOT NULL AND due_at <= %s",
+            "SELECT min(due_at) AS since FROM message WHERE due_at IS NOT NULL AND job IS NOT NULL"
+            " AND due_at <= %s",
             (now,),
         )
         since: datetime | None = row["since"]
@@ -253,4 +254,5 @@ def held_of(row: Row) -> Held:
         acknowledge_by=row["acknowledge_by"],
         acknowledged_on=row["acknowledged_on"],
         purged_at=row["purged_at"],
+        replaces=row["replaces"],
     )

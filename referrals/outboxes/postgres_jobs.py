@@ -104,6 +104,21 @@ def cancel(db: Connection, job: int) -> bool:
     return row is not None and row[0] is not None
 
 
+def forget_waiting(db: Connection, agency: str, limit: int) -> list[int]:
+    """Forget so many of an agency's jobs that wait, but those that somebody is at; their numbers.
+
+    Jobs first, as whoever claims does. Procrastinate has nothing for many.
+    """
+    rows = db.execute(
+        "DELETE FROM procrastinate_jobs WHERE id IN (SELECT jobs.id FROM message"
+        " JOIN procrastinate_jobs AS jobs ON jobs.id = message.job WHERE message.agency = %s"
+        " AND message.job IS NOT NULL AND message.due_at IS NOT NULL AND jobs.status = 'todo'"
+        " LIMIT %s FOR UPDATE OF jobs SKIP LOCKED) RETURNING id",
+        (agency, limit),
+    ).fetchall()
+    return [number for (number,) in rows]
+
+
 def hasten(db: Connection, jobs: Iterable[int]) -> None:
     """Make jobs due now. Procrastinate has nothing for jobs that wait already."""
     db.execute(

@@ -65,7 +65,8 @@ class PostgresRetention(PostgresAccount):
         is never forgotten. Returns how many.
         """
         return self._purge(
-            f"status IN ('failed', 'uncertain') AND job IS NULL AND {_TOUCHED} < %(before)s",
+            "status IN ('failed', 'uncertain') AND due_at IS NULL AND lease_until IS NULL"
+            f" AND {_TOUCHED} < %(before)s",
             untouched_since,
             now,
         )
@@ -97,8 +98,8 @@ class PostgresRetention(PostgresAccount):
         def run(db: Connection) -> int:
             waiting = len(
                 db.execute(
-                    "SELECT id FROM message WHERE case_reference = %s AND job IS NOT NULL"
-                    " ORDER BY id FOR UPDATE",
+                    "SELECT id FROM message WHERE case_reference = %s"
+                    " AND (due_at IS NOT NULL OR lease_until IS NOT NULL) ORDER BY id FOR UPDATE",
                     (case_reference,),
                 ).fetchall()
             )

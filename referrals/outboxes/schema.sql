@@ -1,4 +1,4 @@
--- Version 3; `migrate_2.sql` and `migrate_3.sql` make it of older ones. Times are UTC, in whole microseconds since 1970: they sort and index as they are.
+-- Version 4; `migrate_2.sql` and those after it make it of older ones. Times are UTC, in whole microseconds since 1970: they sort and index as they are.
 
 CREATE TABLE message (
     id              INTEGER PRIMARY KEY,
@@ -24,7 +24,9 @@ CREATE TABLE message (
     relayed_at      INTEGER,
     acknowledge_by  TEXT    NOT NULL,
     acknowledged_on TEXT,
-    purged_at       INTEGER
+    purged_at       INTEGER,
+    facts_key       TEXT,
+    replaces        INTEGER REFERENCES message (id)
 ) STRICT;
 
 CREATE INDEX message_due ON message (agency, due_at, id) WHERE due_at IS NOT NULL;
@@ -33,6 +35,7 @@ CREATE INDEX message_leased ON message (agency, lease_until) WHERE lease_until I
 CREATE INDEX message_status ON message (status, id);
 CREATE INDEX message_reference ON message (reference);
 CREATE INDEX message_case ON message (case_reference);
+CREATE UNIQUE INDEX message_replaces ON message (replaces) WHERE replaces IS NOT NULL;
 
 -- The bytes lie apart, so that a change of status does not write them again.
 CREATE TABLE content (
@@ -86,6 +89,22 @@ CREATE TABLE verification (
     PRIMARY KEY (agency, address)
 ) STRICT, WITHOUT ROWID;
 
+-- Agencies to which nothing goes until each is released.
+CREATE TABLE hold (
+    agency  TEXT    PRIMARY KEY,
+    since   INTEGER NOT NULL,
+    held_by TEXT    NOT NULL,
+    why     TEXT    NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Of facts that were to go to one address and then went to another: which message has them now.
+CREATE TABLE rerouted (
+    facts_key TEXT    NOT NULL,
+    recipient TEXT    NOT NULL,
+    message   INTEGER NOT NULL REFERENCES message (id),
+    PRIMARY KEY (facts_key, recipient)
+) STRICT, WITHOUT ROWID;
+
 CREATE TRIGGER content_is_immutable BEFORE UPDATE ON content
 BEGIN SELECT RAISE(ABORT, 'queued bytes are immutable'); END;
 
@@ -96,6 +115,9 @@ BEGIN SELECT RAISE(ABORT, 'this message waits for the relay'); END;
 
 CREATE TRIGGER message_is_immutable
 BEFORE UPDATE OF id, reference, recipient, message_id, sha256, size, queued_at ON message
+BEGIN SELECT RAISE(ABORT, 'what was queued is immutable'); END;
+
+CREATE TRIGGER message_keeps_what_it_replaces BEFORE UPDATE OF facts_key, replaces ON message
 BEGIN SELECT RAISE(ABORT, 'what was queued is immutable'); END;
 
 CREATE TRIGGER sender_is_immutable BEFORE UPDATE OF sender ON message WHEN NEW.sender <> ''

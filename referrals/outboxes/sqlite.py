@@ -22,13 +22,13 @@ from referrals.delivery import (
 from referrals.errors import LeaseLost
 from referrals.outboxes.sqlite_account import MICROSECOND, micros, moment
 from referrals.outboxes.sqlite_file import nothing
-from referrals.outboxes.sqlite_verifications import SqliteVerifications
+from referrals.outboxes.sqlite_holds import SqliteHolds
 from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided
 
 _Row = tuple[Any, ...]
 
 
-class SqliteOutbox(SqliteVerifications):
+class SqliteOutbox(SqliteHolds):
     """`ports.Outbox` in one file. Every method waits until its change is on the disk.
 
     All of them raise OutboxUnusable when the disk, SQLite or another process says no; then nothing
@@ -72,6 +72,7 @@ class SqliteOutbox(SqliteVerifications):
         self, db: sqlite3.Connection, submissions: Sequence[Submission], now: datetime
     ) -> list[Queued]:
         known = self._known(db, [one.content_key for one in submissions])
+        known |= self._known_elsewhere(db, [s for s in submissions if s.content_key not in known])
         (number,) = db.execute("SELECT coalesce(max(id), 0) FROM message").fetchone()
         at = micros(now)
         answers, messages, contents, entries = [], [], [], []
@@ -103,6 +104,7 @@ class SqliteOutbox(SqliteVerifications):
                     "queued",
                     at,
                     one.acknowledge_by.isoformat(),
+                    one.facts_key,
                 )
             )
             contents.append((number, content))
@@ -110,7 +112,8 @@ class SqliteOutbox(SqliteVerifications):
         db.executemany(
             "INSERT INTO message (id, reference, case_reference, intervention, agency, content_key,"
             " sender, recipient, message_id, sha256, size, queued_at, trying_since, status, due_at,"
-            " acknowledge_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " acknowledge_by, facts_key)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             messages,
         )
         db.executemany("INSERT INTO content VALUES (?, ?)", contents)
@@ -455,7 +458,8 @@ SELECT id, reference, case_reference, sender, recipient, agency, sha256, status,
        queued_at, trying_since, maybe_doubled, octets
 FROM message JOIN content ON message = id
 """
-_ONE = f"{_COLUMNS} WHERE id = ? AND due_at IS NOT NULL"
+_NOT_HELD = "agency NOT IN (SELECT agency FROM hold)"
+_ONE = f"{_COLUMNS} WHERE id = ? AND due_at IS NOT NULL AND {_NOT_HELD}"
 _DUE = f"{_COLUMNS} WHERE id = ? AND due_at <= ?"
 
 # Of each agency that anything waits for, found by leaps over the index, not by reading all of it.
@@ -472,7 +476,7 @@ SELECT agency,
         ORDER BY due_at, id LIMIT 1),
        (SELECT id FROM message AS m WHERE m.agency = agencies.agency AND due_at <= :now
         ORDER BY due_at, id LIMIT 1)
-FROM agencies WHERE agency IS NOT NULL
+FROM agencies WHERE agency IS NOT NULL AND agency NOT IN (SELECT agency FROM hold)
 """
 _HEAD = """
 SELECT due_at, id FROM message WHERE agency = ? AND due_at <= ? ORDER BY due_at, id LIMIT 1

@@ -36,7 +36,8 @@ class SqliteAccount(SqliteFile):
     def oldest_due(self, now: datetime) -> datetime | None:
         """Since when the message has been due that has been so longest; None if none is."""
         [(due,)] = self._read(
-            "SELECT min(due_at) FROM message WHERE due_at IS NOT NULL AND due_at <= ?",
+            "SELECT min(due_at) FROM message WHERE due_at IS NOT NULL AND due_at <= ?"
+            " AND agency NOT IN (SELECT agency FROM hold)",
             (micros(now),),
         )
         return moment_if(due)
@@ -300,4 +301,5 @@ def held_of(row: sqlite3.Row) -> Held:
             date.fromisoformat(row["acknowledged_on"]) if row["acknowledged_on"] else None
         ),
         purged_at=moment_if(row["purged_at"]),
+        replaces=row["replaces"],
     )

@@ -1520,7 +1520,7 @@ def filled_version_1(file: Path) -> None:
 def layout(file: Path) -> set[tuple[str, ...]]:
     with contextlib.closing(sqlite3.connect(file)) as db:
         return {
-            (kind, name, " ".join(statement.split()))
+            (kind, name, "".join(statement.split()))  # what is added is spaced otherwise
             for kind, name, statement in db.execute(
                 "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL"
             )

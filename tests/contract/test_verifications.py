@@ -16,12 +16,12 @@ from referrals.audit import verify
 from referrals.bootstrap import LiveService, build_service
 from referrals.directory import Directory
 from referrals.errors import NoAddress, NotPossibleNow
-from referrals.outboxes import sqlite_file
 from referrals.outboxes.sqlite import SqliteOutbox
 from referrals.outboxes.verified import Verified, read_verified
 from referrals.settings import Settings
 from referrals.verification import Verification, with_verifications
 from tests.conftest import NOW, TODAY
+from tests.older_files import make_older
 
 DAY = date(2026, 11, 2)
 ADDRESS = "admin@nottsvictimcare.org.uk"
@@ -153,12 +153,7 @@ def test_one_that_is_kept_open_sees_that_the_file_was_replaced(file: Path) -> No
 
 
 def test_an_outbox_of_version_2_gets_its_table(file: Path) -> None:
-    with SqliteOutbox.open(file, "jo"):
-        pass
-    with closing(sqlite3.connect(file)) as db:
-        db.execute("DROP TABLE verification")
-        db.execute("PRAGMA user_version = 2")
-    assert sqlite_file.VERSION > 2
+    make_older(file, 2)
     with SqliteOutbox.open(file, "jo") as outbox:
         outbox.verify(one(), NOW)
     assert read_verified(file) == (one(),)

@@ -1,0 +1,22 @@
+-- From version 3: agencies that are held, and messages that were made anew for another address.
+
+ALTER TABLE message ADD COLUMN facts_key       TEXT;
+ALTER TABLE message ADD COLUMN replaces        INTEGER REFERENCES message (id);
+CREATE UNIQUE INDEX message_replaces ON message (replaces) WHERE replaces IS NOT NULL;
+
+CREATE TABLE hold (
+    agency  TEXT    PRIMARY KEY,
+    since   INTEGER NOT NULL,
+    held_by TEXT    NOT NULL,
+    why     TEXT    NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE rerouted (
+    facts_key TEXT    NOT NULL,
+    recipient TEXT    NOT NULL,
+    message   INTEGER NOT NULL REFERENCES message (id),
+    PRIMARY KEY (facts_key, recipient)
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER message_keeps_what_it_replaces BEFORE UPDATE OF facts_key, replaces ON message
+BEGIN SELECT RAISE(ABORT, 'what was queued is immutable'); END;
