@@ -33,7 +33,7 @@ from typing import Any, Self, TypeVar
 
 from referrals.errors import OutboxUnusable
 
-VERSION = 3
+VERSION = 4
 _PATIENCE_S = 20.0
 _MOST_IN_ONE_TRANSACTION = 1_000
 
