@@ -309,6 +309,12 @@ class Links(Protocol):
         """Free a place. If that can't be written now, it is with whatever is written next."""
         ...
 
+    async def count_links(
+        self, relay: str, now: datetime, *, is_gone: Callable[[str], bool]
+    ) -> int:
+        """How many places are taken."""
+        ...
+
     def links(self, now: datetime, *, is_gone: Callable[[str], bool]) -> list[RelayLink]:
         """The places that are taken."""
         ...

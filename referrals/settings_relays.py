@@ -56,6 +56,14 @@ def keys_in_force(settings: Settings) -> Iterator[str]:
         yield from (f"relays.{name}.{key}" for key in KEYS)
 
 
+def value_of(settings: Settings, key: str) -> Any:
+    """What a setting is, by its key: of `relays` the second part is a relay's name."""
+    found: Any = settings
+    for part in key.split("."):
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
+    return found
+
+
 def misnamed(values: Mapping[str, Any], file: object) -> Iterator[Problem]:
     """What is wrong with the names of further relays in settings.toml."""
     relays = values.get("relays")

@@ -111,6 +111,17 @@ class PostgresLinks(PostgresRetention):
     def _is_owing(self) -> bool:
         return bool(self._links_owed) or super()._is_owing()
 
+    async def count_links(
+        self, relay: str, now: datetime, *, is_gone: Callable[[str], bool]
+    ) -> int:
+        """See `ports.Links`."""
+
+        def run(db: Connection) -> int:
+            rows = db.execute(f"{_LINKS} WHERE relay = %s", (jobs.SILENT_S, relay)).fetchall()
+            return sum(not _is_lost(row, is_gone) for row in rows)
+
+        return await self._await(run)
+
     def links(self, now: datetime, *, is_gone: Callable[[str], bool]) -> list[RelayLink]:
         """See `ports.Links`."""
         with self.database.reader() as reader:

@@ -101,6 +101,20 @@ class SqliteLinks(SqliteVerifications):
     def _is_owing(self) -> bool:
         return bool(self._links_owed) or super()._is_owing()
 
+    async def count_links(
+        self, relay: str, now: datetime, *, is_gone: Callable[[str], bool]
+    ) -> int:
+        """See `ports.Links`."""
+
+        def run(db: sqlite3.Connection) -> int:
+            rows = db.execute(
+                "SELECT owner FROM relay_link WHERE relay = ? AND lease_until >= ?",
+                (relay, micros(now)),
+            ).fetchall()
+            return sum(not is_gone(owner) for (owner,) in rows)
+
+        return await self._await(run)
+
     def links(self, now: datetime, *, is_gone: Callable[[str], bool]) -> list[RelayLink]:
         """See `ports.Links`."""
         rows = self._read(
