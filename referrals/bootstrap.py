@@ -15,6 +15,7 @@ from jinja2 import FileSystemBytecodeCache
 from jinja2.bccache import Bucket
 
 from referrals.directory_files import read_directory
+from referrals.errors import ConfigurationError
 from referrals.outboxes.verified import Verified, read_verified
 from referrals.rendering import environment
 from referrals.service import Service
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from referrals.queueing import Claimed, Outcome
     from referrals.settings import DeliverySettings, RelaySettings, Settings
     from referrals.verification import Verification
-    from referrals.worker import DeliveryOptions, Worker
+    from referrals.worker import DeliveryOptions, Relay, Worker
 
 
 def now() -> datetime:
@@ -103,7 +104,7 @@ def database_of(settings: Settings) -> Database:
     Raises:
         ConfigurationError: `database` is not set, not PostgreSQL's, or the packages are missing.
     """
-    from referrals.errors import ConfigurationError, Problem
+    from referrals.errors import Problem
 
     if settings.database is None:
         raise ConfigurationError(
@@ -228,6 +229,47 @@ def options_of(delivery: DeliverySettings) -> DeliveryOptions:
     )
 
 
+def build_relay(outbox: Outbox, relay: RelaySettings, settings: Settings) -> Relay:
+    """The way to the relay; where there are several, or limits, to whichever can be used.
+
+    Raises:
+        ConfigurationError: as `SmtpTransport` does, naming the relay.
+    """
+    from referrals.transports.smtp import SmtpTransport
+
+    if not (settings.relays or relay.connections or relay.rate_per_minute):
+        return SmtpTransport(relay)
+    from referrals.transports.failover import Choice, Failover, Limits, shared_name
+
+    choices = []
+    for key, each in relays_of(settings, relay).items():
+        try:
+            transport = SmtpTransport(each)
+        except ConfigurationError as error:
+            raise of_relay(error, key) from None
+        limits = Limits(each.connections, each.rate_per_minute)
+        choices.append(Choice(key, transport, shared_name(each.name, each.host), limits))
+    return Failover(choices, outbox, now)
+
+
+def relays_of(settings: Settings, first: RelaySettings | None = None) -> dict[str, RelaySettings]:
+    """Every relay by its key in the settings, in the order in which they are tried."""
+    further = {f"relays.{name}": one for name, one in settings.relays.items()}
+    return {"relay": first or settings.relay, **further}
+
+
+def of_relay(error: ConfigurationError, key: str) -> ConfigurationError:
+    """The same problems, naming the settings of the relay that has them."""
+    return ConfigurationError(
+        [
+            dataclasses.replace(one, where=key + one.where.removeprefix("relay"))
+            if one.where.startswith("relay.")
+            else one
+            for one in error.problems
+        ]
+    )
+
+
 def build_worker(
     outbox: Outbox,
     relay: RelaySettings,
@@ -238,12 +280,11 @@ def build_worker(
     """To be built in the loop that it runs in."""
     import random
 
-    from referrals.transports.smtp import SmtpTransport
     from referrals.worker import Worker
 
     return Worker(
         outbox,
-        SmtpTransport(relay),
+        build_relay(outbox, relay, settings),
         options_of(settings.delivery),
         now=now,
         jitter=lambda: random.uniform(-1, 1),  # noqa: S311 - spreads retries, no secret

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from referrals.delivery import DeliveryStatus, RetryPolicy, Submission
     from referrals.holding import Addressed, Hold, Reason, Rerouted, Rerouting
     from referrals.queueing import Attempt, Claimed, Held, NotYet, Outcome, Queued
+    from referrals.relay_health import RelayFault, RelayLink, RelayState
     from referrals.verification import Verification
 
 
@@ -75,6 +76,7 @@ class Deliveries(Protocol):
         *,
         only: int | None = None,
         every: timedelta | None = None,
+        pace: tuple[str, timedelta] | None = None,
     ) -> Claimed | NotYet | None:
         """The message whose turn it is, nobody else's until the lease ends; None if none is due.
 
@@ -86,6 +88,7 @@ class Deliveries(Protocol):
             only: the one message to claim, due already or not.
             every: the pace, which all processes on this outbox keep together: no message is
                 claimed sooner than this after the last that was claimed so.
+            pace: the same for what goes to one relay, named first; kept besides `every`.
         """
         ...
 
@@ -327,7 +330,70 @@ class Holds(Protocol):
         ...
 
 
-class Outbox(Queue, Deliveries, Account, Decisions, Retention, Addresses, Holds, Protocol):
+class Links(Protocol):
+    """What all processes on one outbox know of the relays: links that are open, and their health.
+
+    `relay` is whatever they call it in common.
+    """
+
+    async def take_link(
+        self,
+        relay: str,
+        owner: str,
+        machine: str,
+        most: int,
+        now: datetime,
+        *,
+        is_gone: Callable[[str], bool],
+    ) -> bool:
+        """Take one of so many places for a link; false if all are taken.
+
+        The places of owners that are gone are free. A cancelled call takes none.
+        """
+        ...
+
+    async def keep_link(self, relay: str, owner: str, now: datetime) -> bool:
+        """Say that a link is still used, now and then; false if its place was taken away."""
+        ...
+
+    async def give_link_back(self, relay: str, owner: str) -> None:
+        """Free a place. If that can't be written now, it is with whatever is written next."""
+        ...
+
+    async def count_links(
+        self, relay: str, now: datetime, *, is_gone: Callable[[str], bool]
+    ) -> int:
+        """How many places are taken."""
+        ...
+
+    def links(self, now: datetime, *, is_gone: Callable[[str], bool]) -> list[RelayLink]:
+        """The places that are taken."""
+        ...
+
+    async def recall_relays(self, now: datetime) -> dict[str, RelayState]:
+        """As `relay_states`, for a loop."""
+        ...
+
+    def relay_states(self, now: datetime) -> dict[str, RelayState]:
+        """What is known of each relay that ever had a fault, by the caller's clock."""
+        ...
+
+    async def take_trial(self, state: RelayState, now: datetime) -> bool:
+        """Be the one who tries a relay again; false if its state has changed since."""
+        ...
+
+    async def note_fault(
+        self, relay: str, fault: RelayFault, now: datetime, *, on_trial: bool
+    ) -> RelayState:
+        """See `relay_health.after_fault`."""
+        ...
+
+    async def note_well(self, relay: str, now: datetime) -> None:
+        """That it has taken a message, or was checked by a person."""
+        ...
+
+
+class Outbox(Queue, Deliveries, Account, Decisions, Retention, Addresses, Holds, Links, Protocol):
     """The durable queue, and the account of it: closed with `close`, or as a context manager."""
 
     @property

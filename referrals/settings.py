@@ -5,7 +5,17 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from referrals.texts import check_email
 
@@ -51,7 +61,11 @@ class _Part(BaseModel):
 
 
 class RelaySettings(_Part):
-    """The submission server (RFC 6409). Without `host` nothing can be submitted."""
+    """The submission server (RFC 6409). Without `host` nothing can be submitted.
+
+    `connections` and `rate_per_minute` hold for all processes and machines on one outbox together;
+    0 is no limit.
+    """
 
     host: str | None = Field(None, max_length=253, pattern=r"^[^\s\x00-\x1f\x7f]+$")
     port: int | None = Field(None, ge=1, le=65535)
@@ -61,6 +75,8 @@ class RelaySettings(_Part):
     timeout_s: float = Field(30.0, gt=0, le=600)
     ca_file: NamedPath | None = None
     local_hostname: str | None = Field(None, pattern=r"^[A-Za-z0-9.\-\[\]:]{1,253}$")
+    connections: int = Field(0, ge=0, le=1_000)
+    rate_per_minute: int = Field(0, ge=0, le=1_000_000)
 
     @property
     def effective_port(self) -> int:
@@ -80,6 +96,15 @@ class RelaySettings(_Part):
         if self.password is not None and self.username is None:
             raise ValueError("a password needs a username beside it.")
         return self
+
+
+class FurtherRelay(RelaySettings):
+    """One that takes over while those before it can't be used; it must have a host."""
+
+    host: str = Field(max_length=253, pattern=r"^[^\s\x00-\x1f\x7f]+$")
+
+
+RELAY_NAME = r"^[a-z][a-z0-9]{0,30}$"
 
 
 class MailSettings(_Part):
@@ -203,6 +228,7 @@ class Settings(_Part):
     `secrets` names a folder with a file for each secret, such as `relay_password`.
     `database` is where the queue is, if not in a file in the folder `outbox`; `outbox` may name it
     instead, and the folder is then the default one. It may hold a password, so it is a secret.
+    `relays` are further ones by name, in the order in which they are tried after `relay`.
     """
 
     config: NamedPath | None = None
@@ -213,8 +239,33 @@ class Settings(_Part):
     database_password: SecretStr | None = None
     mail: MailSettings = Field(default_factory=MailSettings)
     relay: RelaySettings = Field(default_factory=RelaySettings)
+    relays: dict[Annotated[str, StringConstraints(pattern=RELAY_NAME)], FurtherRelay] = Field(
+        default_factory=dict
+    )
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     web: WebSettings = Field(default_factory=WebSettings)
+
+    @field_validator("relays", mode="after")
+    @classmethod
+    def _all_different(
+        cls, further: dict[str, FurtherRelay], info: ValidationInfo
+    ) -> dict[str, FurtherRelay]:
+        first = info.data.get("relay")
+        if first is None:
+            return further  # wrong itself, and that is said
+        if further and not first.host:
+            raise ValueError(
+                "there are further relays, but no first one. Set relay.host, or take them out."
+            )
+        known = {first.name: "relay"}
+        for name, one in further.items():
+            if one.name in known:
+                raise ValueError(
+                    f"relays.{name} has the host and port of {known[one.name]}. Give it others, "
+                    "or take it out."
+                )
+            known[one.name] = f"relays.{name}"
+        return further
 
     @model_validator(mode="before")
     @classmethod

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from referrals import settings_relays
 from referrals.errors import ConfigurationError, Problem
 from referrals.problems import problems_of
 from referrals.settings import (
@@ -69,8 +70,10 @@ def variable_of(key: str) -> str:
 
 
 def setting_keys() -> Iterator[str]:
-    """Every setting by its key, groups flattened."""
+    """Every setting by its key, groups flattened; `settings_relays` has those of further relays."""
     for name in Settings.model_fields:
+        if name == "relays":
+            continue
         if name in _GROUPS:
             yield from (f"{name}.{inner}" for inner in _GROUPS[name].model_fields)
         else:
@@ -160,7 +163,15 @@ def _read_all() -> Settings:
             environment.env_vars = _ours(os.environ)
             of_dotenv = EnvSettingsSource(settings_cls)
             of_dotenv.env_vars = _ours(dotenv)
-            return environment, of_dotenv, folder, toml
+            sources: list[PydanticBaseSettingsSource] = []
+            for source in (environment, of_dotenv, folder):
+                prefix = source.env_prefix.lower()
+                others, relays = settings_relays.split_off(
+                    {name.removeprefix(prefix): given for name, given in source.env_vars.items()}
+                )
+                source.env_vars = {f"{prefix}{name}": given for name, given in others.items()}
+                sources += [source, InitSettingsSource(settings_cls, {"relays": relays})]
+            return *sources, toml
 
     try:
         return AllSources()
@@ -204,9 +215,12 @@ def _from_file(file: Path) -> dict[str, Any]:
             [Problem(str(file), "can't be read.", "Save it as UTF-8, readable by you.")]
         ) from None
     problems = []
-    for key in _SECRET_KEYS:
-        group, name = key.split(".")
-        if isinstance(values.get(group), dict) and name in values[group]:
+    for key in (*_SECRET_KEYS, *_secrets_of_relays(values)):
+        *groups, name = key.split(".")
+        found: Any = values
+        for group in groups:
+            found = found.get(group) if isinstance(found, dict) else None
+        if isinstance(found, dict) and name in found:
             problems.append(
                 Problem(
                     f"{file}: {key}",
@@ -215,6 +229,7 @@ def _from_file(file: Path) -> dict[str, Any]:
                     "folder, and change the secret if the file was shared.",
                 )
             )
+    problems += settings_relays.misnamed(values, file)
     for key in ("database", "outbox"):
         if is_database_url(values.get(key)) and _has_password(values[key]):
             problems.append(
@@ -235,6 +250,12 @@ def _from_file(file: Path) -> dict[str, Any]:
     return values
 
 
+def _secrets_of_relays(values: Mapping[str, Any]) -> Iterator[str]:
+    relays = values.get("relays")
+    for name in relays if isinstance(relays, dict) else ():
+        yield from (f"relays.{name}.{key}" for key in settings_relays.SECRET_KEYS)
+
+
 def _has_password(url: str) -> bool:
     from urllib.parse import parse_qs, urlsplit
 
@@ -251,9 +272,13 @@ def _strangers(names: tuple[str, ...]) -> Iterator[Problem]:
 
     known = [variable_of(key) for key in setting_keys()]
     for name in dict.fromkeys(names):
+        end = name.removeprefix(PREFIX)
         if name.startswith(PREFIX) and name not in known:
+            if end.isupper() and settings_relays.key_of(end.lower()):
+                continue
             known_ends = [variable.removeprefix(PREFIX) for variable in known]
-            close = get_close_matches(name.removeprefix(PREFIX), known_ends, 1)
+            known_ends += map(str.upper, settings_relays.nearly(end.lower()))
+            close = get_close_matches(end, known_ends, 1)
             remedy = (
                 f"Did you mean {PREFIX}{close[0]}?" if close else "See `referrals doctor --help`."
             )
@@ -266,8 +291,11 @@ def _placed(
     dotenv: Mapping[str, str | None] = MappingProxyType({}),
     secrets: Path | None = None,
 ) -> Iterator[Problem]:
-    known: dict[tuple[str, ...], list[str]] = {(): list(Settings.model_fields)}
+    known: dict[tuple[str, ...], Sequence[str]] = {(): list(Settings.model_fields)}
     known |= {(group,): list(model.model_fields) for group, model in _GROUPS.items()}
+    for entry in error.errors(include_url=False, include_input=False, include_context=False):
+        if entry["loc"][0] == "relays":
+            known[tuple(map(str, entry["loc"][:2]))] = settings_relays.KEYS
     for problem in problems_of(error, known):
         variable = variable_of(problem.where)
         if variable in os.environ:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from referrals.delivery import DeliveryStatus, Outgoing, Receipt, RetryPolicy
 from referrals.errors import (
@@ -36,6 +36,10 @@ LEASE = timedelta(minutes=20)
 
 _CLOSING = 421
 _POLL_S = 2.0
+_PLACE_S = 0.5
+"""How often it is asked whether a place for a link is free."""
+_PLACE_FOR_ONE_S = 10.0
+"""How long a person waits for one, who has asked for this very message to be tried."""
 _PUT_OFF_IN_A_ROW = 3
 """So many put off at MAIL, none taken in between, say that the relay takes none just now."""
 _RECORD_AGAIN_S = (0.2, 1.0, 5.0)
@@ -54,13 +58,34 @@ class Session(Protocol):
         ...
 
 
+@runtime_checkable
+class Routed(Protocol):
+    """What a session that goes through one of several relays says besides."""
+
+    relay: str
+    """Its name, for people."""
+    pace: tuple[str, timedelta] | None
+    """That relay's own, see `ports.Deliveries.claim`."""
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether another link is to be had for the next message: to a better relay, perhaps."""
+        ...
+
+
 class Relay(Protocol):
-    """Where sessions come from; `name` is for people."""
+    """Where sessions come from; `name` is for people.
+
+    A session's block is left with RelayRefused or NoLink if the relay takes nothing. One that has
+    another relay then says so with Elsewhere.
+    """
 
     @property
     def name(self) -> str: ...
 
-    def session(self) -> AbstractAsyncContextManager[Session]: ...
+    def session(self) -> AbstractAsyncContextManager[Session]:
+        """Raises RelayRefused, TransientDeliveryError, or NoPlace once it is entered."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -94,14 +119,27 @@ class _Run(Report):
     unrecorded: list[str] = field(default_factory=list)
     linked: bool = False
     put_off: int = 0  # messages in a row
+    nothing_due: asyncio.Event = field(default_factory=asyncio.Event)
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class _Renew(Exception):
+class Renew(Exception):
     """This link is of no more use; another may be."""
 
 
-class _NoLink(Exception):
+class Elsewhere(Renew):
+    """So it is for a message that was not tried: this relay takes none, another may."""
+
+
+class NoPlace(Exception):
+    """All links that the relay may have are in use; `is_free` asks whether that is still so."""
+
+    def __init__(self, relay: str, is_free: Callable[[], Awaitable[bool]]) -> None:
+        self.relay = relay
+        self.is_free = is_free
+
+
+class NoLink(Exception):
     """This lane gets no link, or none that takes a message; `fault` says why."""
 
     def __init__(self, fault: TransientDeliveryError) -> None:
@@ -137,7 +175,9 @@ class Worker:
         self._woken = asyncio.Event()
         rate = options.rate_per_minute
         self._every = timedelta(minutes=1) / rate if rate else None
-        self._turn = asyncio.Lock()  # of the one lane that waits for its place in the pace
+        # Of the one lane that waits for its place in the pace of a relay, or of all.
+        self._turns: defaultdict[str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._asking = asyncio.Lock()  # of the one lane that asks for a place for its link
 
     def stop(self) -> None:
         """Finish what is under way and take nothing new."""
@@ -211,10 +251,15 @@ class Worker:
                 try:
                     await self._use_link(owner, claimed, run, only)
                     return
-                except _Renew:
+                except Elsewhere:
+                    run.put_off = 0
+                except Renew:
                     if only is not None:
                         return  # it had its attempt
-                except _NoLink as error:
+                except NoPlace as full:
+                    if not await self._has_place(full, run, only):
+                        return
+                except NoLink as error:
                     # Another lane may have one: a relay may allow fewer than we have lanes.
                     run.link_fault = run.link_fault or error.fault
                     return
@@ -225,11 +270,39 @@ class Worker:
             # The account can't be kept: take nothing new in any lane.
             run.outbox_fault = run.outbox_fault or error
 
-    async def _claim(self, owner: str, run: _Run, only: int | None) -> Claimed | None:
-        async with self._turn if self._every else nullcontext():
+    async def _has_place(self, full: NoPlace, run: _Run, only: int | None) -> bool:
+        """Wait for a place for a link, holding no message; false once there is no need of one."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + _PLACE_FOR_ONE_S
+        async with self._asking:
+            while not (self._is_over(run) or run.nothing_due.is_set()):
+                if only is not None and clock() > until:
+                    run.link_fault = TransientDeliveryError(
+                        f"All links that {full.relay} may have are in use just now.",
+                        stage="connect",
+                    )
+                    return False
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_PLACE_S):
+                        await run.nothing_due.wait()
+                if await full.is_free():
+                    return True
+        return False
+
+    async def _claim(
+        self,
+        owner: str,
+        run: _Run,
+        only: int | None,
+        pace: tuple[str, timedelta] | None = None,
+    ) -> Claimed | None:
+        waits = self._every is not None or pace is not None
+        async with self._turns[pace[0] if pace else None] if waits else nullcontext():
             while not self._is_over(run):
                 now = self._now()
-                found = await self._outbox.claim(owner, now, LEASE, only=only, every=self._every)
+                found = await self._outbox.claim(
+                    owner, now, LEASE, only=only, every=self._every, pace=pace
+                )
                 if not isinstance(found, NotYet):
                     return self._claimed(found, run)
                 await self._stopped_within((found.until - now).total_seconds())
@@ -239,6 +312,7 @@ class Worker:
     def _claimed(found: Claimed | None, run: _Run) -> Claimed | None:
         if found is None:
             run.link_fault = None  # nothing is left that a lane without a link would have tried
+            run.nothing_due.set()
         return found
 
     async def _stopped_within(self, seconds: float) -> None:
@@ -250,39 +324,47 @@ class Worker:
         """Open a link and attempt one message after another over it, until nothing is due.
 
         Raises:
-            _Renew, _NoLink, RelayRefused
+            Renew, NoLink, NoPlace, RelayRefused
         """
         async with AsyncExitStack() as stack:
             try:
                 session = await self._open(stack, run)
             except TransientDeliveryError as error:
                 await self._release(first, owner)
-                raise _NoLink(error) from None
+                raise NoLink(error) from None
             except BaseException:
                 await self._release(first, owner)
                 raise
+            routed = session if isinstance(session, Routed) else None
+            name = routed.relay if routed else self._relay.name
+            pace = routed.pace if routed else None
             claimed: Claimed | None = first
+            if pace is not None:
+                # Which relay's pace it is to keep is known only now.
+                await self._release(first, owner)
+                claimed = await self._claim(owner, run, only, pace)
             relayed = 0
             while claimed is not None:
                 try:
-                    outcome, link_is_good = await self._attempt(session, claimed, relayed, run)
-                except (RelayRefused, _NoLink, _Renew):
+                    outcome, link_is_good = await self._attempt(
+                        session, name, claimed, relayed, run
+                    )
+                except (RelayRefused, NoLink, Renew):
                     await self._release(claimed, owner)
                     raise
                 except asyncio.CancelledError:
                     # It may have been handed over, see `ports.Transport`.
-                    ended = Outcome(
-                        DeliveryStatus.UNCERTAIN, self._relay.name, "", None, "we were stopped"
-                    )
+                    ended = Outcome(DeliveryStatus.UNCERTAIN, name, "", None, "we were stopped")
                     await self._record(claimed, owner, ended, run)
                     raise
                 relayed += outcome.status is DeliveryStatus.RELAYED
-                if not link_is_good or only is not None:
+                spent = routed is not None and routed.is_spent
+                if not link_is_good or spent or only is not None:
                     await self._record(claimed, owner, outcome, run)
-                    if not link_is_good:
-                        raise _Renew
-                    return
-                claimed = await self._record_and_claim(claimed, owner, outcome, run)
+                    if only is not None:
+                        return
+                    raise Renew
+                claimed = await self._record_and_claim(claimed, owner, outcome, run, pace)
 
     async def _open(self, stack: AsyncExitStack, run: _Run) -> Session:
         """Open a link; the first of a run by one lane alone.
@@ -305,21 +387,21 @@ class Worker:
             return session
 
     async def _attempt(
-        self, session: Session, claimed: Claimed, relayed: int, run: _Run
+        self, session: Session, name: str, claimed: Claimed, relayed: int, run: _Run
     ) -> tuple[Outcome, bool]:
         """What became of it, and whether the link is good for another.
 
         Args:
+            name: the relay's.
             relayed: how many messages this link has taken so far.
 
         Raises:
-            _Renew: the relay wants no more messages over this link, as it may after so many or
+            Renew: the relay wants no more messages over this link, as it may after so many or
                 after so much time: that is normal life, and another link will do.
-            _NoLink: it wants no message at all just now, or has put off several in a row: each
+            NoLink: it wants no message at all just now, or has put off several in a row: each
                 that it puts off waits twice as long the next time, and fails in the end.
             RelayRefused: it wants none from us.
         """
-        name = self._relay.name
         if not claimed.is_intact:
             words = "Its bytes are not those that were queued. Make the referral anew."
             return Outcome(DeliveryStatus.FAILED, name, "", None, words), True
@@ -330,13 +412,13 @@ class Worker:
         except TransientDeliveryError as error:
             closed = error.reply is None or error.reply.code == _CLOSING
             if relayed and (closed or error.stage == "sender"):
-                raise _Renew from None
+                raise Renew from None
             if closed and error.stage == "sender":
-                raise _NoLink(error) from None
+                raise NoLink(error) from None
             # At RCPT or later it may be about this message or its agency, and others fare better.
             run.put_off += error.stage == "sender"
             if run.put_off > _PUT_OFF_IN_A_ROW:
-                raise _NoLink(error) from None
+                raise NoLink(error) from None
             good = not closed and await _is_good(session)
             return _outcome(DeliveryStatus.DELAYED, name, error), good
         except PermanentDeliveryError as error:
@@ -347,12 +429,17 @@ class Worker:
         return Outcome(receipt.status, name, "content", receipt.reply), True
 
     async def _record_and_claim(
-        self, claimed: Claimed, owner: str, outcome: Outcome, run: _Run
+        self,
+        claimed: Claimed,
+        owner: str,
+        outcome: Outcome,
+        run: _Run,
+        pace: tuple[str, timedelta] | None,
     ) -> Claimed | None:
         """Record an outcome and claim what is next: in one step, if nothing speaks against it."""
-        if self._every is not None or self._is_over(run):
+        if self._every is not None or pace is not None or self._is_over(run):
             await self._record(claimed, owner, outcome, run)
-            return await self._claim(owner, run, None)
+            return await self._claim(owner, run, None, pace)
         try:
             status, following = await self._outbox.record_and_claim(
                 claimed,

@@ -158,7 +158,8 @@ _numbers = itertools.count(1)
 _TABLES = (
     "referrals.content", "referrals.attempt", "referrals.rerouted", "referrals.hold",
     "referrals.message", "referrals.audit",
-    "referrals.verification", "procrastinate.procrastinate_events",
+    "referrals.verification", "referrals.relay_link", "referrals.relay_state",
+    "referrals.relay_pace", "procrastinate.procrastinate_events",
     "procrastinate.procrastinate_jobs", "procrastinate.procrastinate_workers",
 )  # fmt: skip
 # DELETE, since TRUNCATE waits for the disk once a table.

@@ -51,7 +51,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "accounts": ("accounts", "Who can sign in to the page: list, add, change, remove."),
         "tokens": ("accounts", "Tokens for programs that use the page's API."),
         "templates": ("upkeep", "Check the templates, or start a new one."),
-        "relay": ("relay", "Check the relay without sending anything."),
+        "relay": ("relays", "The relays: list them, check them without sending anything."),
         "sink": ("relay", "Run a local relay that goes nowhere, to try things out."),
         "doctor": ("upkeep", "Show the settings in force and what is missing."),
     },

@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +107,7 @@ def batch_command(
     """
     from referrals.batch import Made, Survey, check_addresses
     from referrals.bootstrap import build_service
-    from referrals.cli.relay import configured_relay
+    from referrals.cli.relay import with_passwords
     from referrals.drafts import Staging, drafts_folder
     from referrals.row_files import open_rows
     from referrals.settings_sources import read_settings
@@ -169,7 +169,10 @@ def batch_command(
             raise click.exceptions.Exit(3 if seen.wrong else 0)
         if send and not accept_unverified:
             check_addresses(seen, using)
-        relay = configured_relay(settings.relay) if send else None
+        relay = None
+        if send:
+            settings = with_passwords(settings)
+            relay, job = settings.relay, replace(job, settings=settings)
         if skipped and seen.wrong:
             _write_skipped(rows, seen, skipped)
             result["skipped"] = str(skipped)

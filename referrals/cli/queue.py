@@ -31,7 +31,7 @@ from referrals.cli.hold import (
     waiting_by_hold,
 )
 from referrals.cli.keeping import erase_command, export_command, purge_command, purge_if_due
-from referrals.cli.relay import configured_relay
+from referrals.cli.relay import with_passwords
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox
 from referrals.settings_sources import read_settings
@@ -256,8 +256,8 @@ def deliver_command(watch: bool, as_json: bool) -> None:
     """
     from referrals.worker import Report
 
-    settings = read_settings()
-    relay = configured_relay(settings.relay)
+    settings = with_passwords(read_settings())
+    relay = settings.relay
     whole = Report()
     purged: Retained | None = None
     held = settings.delivery.on_uncertain == "hold"

@@ -1,14 +1,14 @@
-"""`send`, `relay` and `sink`: the way to the relay, and a relay to try it with."""
+"""`send` and `sink`: the way to the relay, and a relay to try it with."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -31,6 +31,7 @@ from referrals.errors import (
     TransientDeliveryError,
 )
 from referrals.settings import RelaySettings
+from referrals.settings_sources import variable_of
 from referrals.telling import referral_json, reply_json
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from referrals.service import Referral
     from referrals.settings import Settings
     from referrals.sink import Arrived
-    from referrals.transports.smtp import RelayReport
 
 NO_RELAY = Problem(
     "relay.host",
@@ -51,23 +51,36 @@ NO_RELAY = Problem(
 )
 
 
-def configured_relay(relay: RelaySettings) -> RelaySettings:
-    """The relay, with its password asked for where only the user name is set.
+R = TypeVar("R", bound=RelaySettings)
+
+
+def with_passwords(settings: Settings) -> Settings:
+    """The settings, each relay with its password asked for where only the user name is set.
 
     Raises:
         ConfigurationError: no relay, or no password and nobody to ask.
     """
+    relay = configured_relay(settings.relay)
+    further = {
+        name: configured_relay(one, f"relays.{name}") for name, one in settings.relays.items()
+    }
+    return settings.model_copy(update={"relay": relay, "relays": further})
+
+
+def configured_relay(relay: R, key: str = "relay") -> R:
+    """One relay, as `with_passwords` has it; `key` is what the settings call it."""
     if not relay.host:
         raise ConfigurationError([NO_RELAY])
     if relay.username and relay.password is None:
         if not sys.stdin.isatty():
+            name = f"{key}.password"
             raise ConfigurationError(
                 [
                     Problem(
-                        "relay.password",
+                        name,
                         "is not set and nobody is there to ask.",
-                        "Set REFERRALS_RELAY_PASSWORD, or a file relay_password in the secrets "
-                        "folder.",
+                        f"Set {variable_of(name)}, or a file {name.replace('.', '_')} in the "
+                        "secrets folder.",
                     )
                 ]
             )
@@ -110,7 +123,7 @@ def send_command(
       referrals send mediation case.json
       referrals send mediation case.json --yes
     """
-    from referrals.bootstrap import build_service, now, open_outbox
+    from referrals.bootstrap import build_service, now, open_outbox, relays_of
     from referrals.cli.hold import holds_by_agency, read_holds
     from referrals.cli.hold import kept as kept_by
     from referrals.cli.keeping import purge_if_due
@@ -130,14 +143,16 @@ def send_command(
             return
         click.echo(f"{click.style(referral.reference, bold=True)} {intervention}")
         click.echo(f"  would go to {referral.agency.title}, {referral.agency.email or 'nobody'}")
-        click.echo(f"  through {settings.relay.name if settings.relay.host else 'no relay yet'}")
+        names = [one.name for one in relays_of(settings).values() if one.host]
+        click.echo(f"  through {', or else '.join(names) or 'no relay yet'}")
         if hold is not None:
             click.echo(f"  {hold.words}: it would be kept")
         print_findings(referral.assessment.findings)
         click.echo("Nothing was submitted. Add --yes to submit it.")
         return
     using.check_address(referral, accept_unverified=accept_unverified)
-    relay = configured_relay(settings.relay)
+    settings = with_passwords(settings)
+    relay = settings.relay
     submission = using.submission(
         referral, token=secrets.token_hex(8), accept_unverified=accept_unverified
     )
@@ -151,8 +166,9 @@ def send_command(
                 outcome = asyncio.run(_deliver_one(outbox, relay, settings, held))
             except KeyboardInterrupt:
                 raise DeliveryUncertain(
-                    f"Stopped while {held.reference} was being submitted: {relay.name} may have "
-                    f"it or not. `referrals outbox show {held.reference}` tells what is known.",
+                    f"Stopped while {held.reference} was being submitted: "
+                    f"{'a relay' if settings.relays else relay.name} may have it or not. "
+                    f"`referrals outbox show {held.reference}` tells what is known.",
                     stage="content",
                 ) from None
             held = outbox.held(message_id=queued.id)[0]
@@ -250,54 +266,6 @@ def _say_sent(referral: Referral, held: Held, outcome: Outcome | None, *, as_jso
             f"submitted now. `referrals outbox show {held.reference}` tells more."
         )
     click.echo(f"  acknowledgement asked for by {held.acknowledge_by}")
-
-
-@click.group("relay")
-def relay_command() -> None:
-    """The relay that messages are submitted through."""
-
-
-@relay_command.command("check")
-@json_option
-def relay_check(as_json: bool) -> None:
-    """Connect, secure the link, log in and leave; no message is submitted.
-
-    \b
-    Example: referrals relay check
-    """
-    from referrals.settings_sources import read_settings
-    from referrals.transports.smtp import check
-
-    relay = configured_relay(read_settings().relay)
-    report = asyncio.run(check(relay))
-    if as_json:
-        print_json(_report_json(report))
-        return
-    click.echo(f"{click.style(report.relay, bold=True)} is ready.")
-    for label, value in _report_lines(report):
-        click.echo(f"  {label}: {value}")
-
-
-def _report_json(report: RelayReport) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    shown = asdict(report)
-    if report.certificate:
-        shown["certificate"]["not_after"] = report.certificate.not_after.isoformat()
-    return shown
-
-
-def _report_lines(report: RelayReport) -> Iterator[tuple[str, str]]:
-    for key, value in _report_json(report).items():
-        match value:
-            case dict():
-                value = ", ".join(f"{name} {inner}" for name, inner in value.items())
-            case tuple():
-                value = ", ".join(value)
-            case bool():
-                value = "yes" if value else "no"
-        if key != "relay" and value is not None:
-            yield key.replace("_", " "), str(value)
 
 
 @click.command("sink")

@@ -151,12 +151,11 @@ def doctor_command(as_json: bool) -> None:
 
 
 def _effective(settings: Settings) -> Iterator[tuple[str, Any]]:
+    from referrals.settings_relays import keys_in_force, value_of
     from referrals.settings_sources import setting_keys
 
-    for key in setting_keys():
-        value: Any = settings
-        for part in key.split("."):
-            value = getattr(value, part)
+    for key in (*setting_keys(), *keys_in_force(settings)):
+        value: Any = value_of(settings, key)
         if value is None:
             yield key, "(not set)"
         elif hasattr(value, "get_secret_value"):
@@ -168,7 +167,7 @@ def _effective(settings: Settings) -> Iterator[tuple[str, Any]]:
 
 
 def _examined(settings: Settings) -> tuple[list[Problem], list[str]]:
-    from referrals.bootstrap import build_service
+    from referrals.bootstrap import build_service, relays_of
 
     faults: list[Problem] = []
     notes: list[str] = []
@@ -190,8 +189,11 @@ def _examined(settings: Settings) -> tuple[list[Problem], list[str]]:
     faults += _folder_faults(settings.outbox)
     if not settings.relay.host:
         notes.append("No relay (REFERRALS_RELAY_HOST): drafts work, submitting does not.")
-    elif settings.relay.username and settings.relay.password is None:
-        notes.append("relay.password is not set: it will be asked for.")
+    notes += [
+        f"{key}.password is not set: it will be asked for."
+        for key, relay in relays_of(settings).items()
+        if relay.host and relay.username and relay.password is None
+    ]
     if settings.secrets:
         notes += _open_secrets(settings.secrets)
     notes += _unfinished(settings)

@@ -12,7 +12,7 @@ import click
 from referrals import bootstrap
 from referrals.cli.common import json_option, print_json
 from referrals.cli.queue import tell, watch_with
-from referrals.cli.relay import configured_relay
+from referrals.cli.relay import with_passwords
 from referrals.errors import OutboxUnusable
 from referrals.settings_sources import read_settings
 
@@ -47,7 +47,8 @@ def worker_command(concurrency: int | None, as_json: bool) -> None:
     """
     settings = read_settings()
     bootstrap.database_of(settings)
-    relay = configured_relay(settings.relay)
+    settings = with_passwords(settings)
+    relay = settings.relay
     if concurrency is not None:
         delivery = settings.delivery.model_copy(update={"lanes": concurrency})
         settings = settings.model_copy(update={"delivery": delivery})

@@ -13,8 +13,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 
@@ -30,16 +31,25 @@ from referrals.delivery import (
 from referrals.errors import LeaseLost
 from referrals.outboxes import postgres_jobs as jobs
 from referrals.outboxes.postgres_database import nothing
-from referrals.outboxes.postgres_holds import PostgresHolds
 from referrals.outboxes.postgres_link import Connection, is_text, one
+from referrals.outboxes.postgres_links import PostgresLinks, is_of_this_run
 from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided
-from referrals.worker import owner_name
 
 _LISTEN_S = 0.5
 _LISTEN_AGAIN_S = 2.0
 
 
-class PostgresOutbox(PostgresHolds):
+@dataclass(frozen=True)
+class _Pace:
+    """No sooner than `every` after `last`; `write` keeps a later time, of `which`."""
+
+    every: timedelta
+    last: datetime | None
+    write: LiteralString
+    which: tuple[str, ...] = ()
+
+
+class PostgresOutbox(PostgresLinks):
     """`ports.Outbox` in a database that several machines share.
 
     All of it raises OutboxUnusable when the server says no or can't be reached; then nothing of
@@ -193,10 +203,11 @@ class PostgresOutbox(PostgresHolds):
         *,
         only: int | None = None,
         every: timedelta | None = None,
+        pace: tuple[str, timedelta] | None = None,
     ) -> Claimed | NotYet | None:
         """See `ports.Deliveries`."""
         return await self._await(
-            lambda db: self._claim(db, owner, now, lease, only, every),
+            lambda db: self._claim(db, owner, now, lease, only, every, pace),
             lambda result: self._owe(result, owner),
         )
 
@@ -208,25 +219,26 @@ class PostgresOutbox(PostgresHolds):
         lease: timedelta,
         only: int | None,
         every: timedelta | None,
+        pace: tuple[str, timedelta] | None = None,
     ) -> Claimed | NotYet | None:
-        worker, last = self._registered(db), None
-        if every is not None:
-            last = self._last_claim(db)
+        worker = self._registered(db)
+        paces = self._paces(db, every, pace)
+        if paces:
             self._at = None  # we may have waited for others
         at = self._server_time(db, now)
-        if every is not None:
-            # What a clock put back has left in the future counts as now.
-            until = min(last, at) + every if last is not None else at
-            if until > at:
-                if last is not None and last > at:
-                    db.execute("UPDATE pace SET claimed_at = %s", (at,))
-                # Without a job there is nothing to wait for.
-                return NotYet(now + (until - at)) if self._is_any_due(db, only, now) else None
+        # What a clock put back has left in the future counts as now.
+        until = max((min(kept.last, at) + kept.every for kept in paces if kept.last), default=at)
+        if until > at:
+            for kept in paces:
+                if kept.last is not None and kept.last > at:
+                    db.execute(kept.write, (at, *kept.which))
+            # Without a job there is nothing to wait for.
+            return NotYet(now + (until - at)) if self._is_any_due(db, only, now) else None
         while (taken := self._fetch(db, worker, only, now)) is not None:
             claimed = self._take(db, owner, now, at + lease, *taken)
             if claimed is not None:
-                if every is not None:
-                    db.execute("UPDATE pace SET claimed_at = %s", (at,))
+                for kept in paces:
+                    db.execute(kept.write, (at, *kept.which))
                 return claimed
             # Its message wants it no more; or its agency is held since it got it.
             db.execute("UPDATE message SET job = NULL WHERE job = %s", (taken[0],))
@@ -244,9 +256,25 @@ class PostgresOutbox(PostgresHolds):
         return (row[0], only) if row and jobs.fetch_one(db, row[0], worker) else None
 
     @staticmethod
-    def _last_claim(db: Connection) -> datetime | None:
-        last: datetime | None = one(db.execute("SELECT claimed_at FROM pace FOR UPDATE"))[0]
-        return last
+    def _paces(
+        db: Connection, every: timedelta | None, pace: tuple[str, timedelta] | None
+    ) -> list[_Pace]:
+        """Those to be kept, which others wait for from here on."""
+        paces = []
+        if every is not None:
+            (last,) = one(db.execute("SELECT claimed_at FROM pace FOR UPDATE"))
+            paces.append(_Pace(every, last, "UPDATE pace SET claimed_at = %s"))
+        if pace is not None:
+            relay, wait = pace
+            db.execute("INSERT INTO relay_pace VALUES (%s) ON CONFLICT DO NOTHING", (relay,))
+            (last,) = one(
+                db.execute(
+                    "SELECT claimed_at FROM relay_pace WHERE relay = %s FOR UPDATE", (relay,)
+                )
+            )
+            write: LiteralString = "UPDATE relay_pace SET claimed_at = %s WHERE relay = %s"
+            paces.append(_Pace(wait, last, write, (relay,)))
+        return paces
 
     def _server_time(self, db: Connection, now: datetime) -> datetime:
         """One clock for leases and the pace of all machines: their own may differ by more."""
@@ -424,7 +452,7 @@ class PostgresOutbox(PostgresHolds):
         self._asked_worker = False
 
     def _is_owing(self) -> bool:
-        return bool(self._owed)
+        return bool(self._owed) or super()._is_owing()
 
     def _release(self, db: Connection, claimed: Claimed, owner: str) -> None:
         row = db.execute(
@@ -473,12 +501,9 @@ class PostgresOutbox(PostgresHolds):
         self._mend_due(db, now, policy)
         self._make_due_what_is_held_no_more(db, now)
         stalled, at = set(jobs.stalled(db)), self._server_time(db, now)
-        here = owner_name().partition(".")[0]
 
         def is_lost(job: int, owner: str, until: datetime) -> bool:
-            # Of a process on another machine, or of another run of this one, only its heart tells.
-            boot, dot, _ = owner.partition(".")
-            return job in stalled or until < at or ((not dot or boot == here) and is_gone(owner))
+            return job in stalled or until < at or (is_of_this_run(owner) and is_gone(owner))
 
         lost = [
             (number, job)

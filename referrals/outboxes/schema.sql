@@ -1,4 +1,4 @@
--- Version 4; `migrate_2.sql` and those after it make it of older ones. Times are UTC, in whole microseconds since 1970: they sort and index as they are.
+-- Version 4; `migrate_2.sql` to `migrate_4.sql` make it of older ones. Times are UTC, in whole microseconds since 1970: they sort and index as they are.
 
 CREATE TABLE message (
     id              INTEGER PRIMARY KEY,
@@ -103,6 +103,36 @@ CREATE TABLE rerouted (
     recipient TEXT    NOT NULL,
     message   INTEGER NOT NULL REFERENCES message (id),
     PRIMARY KEY (facts_key, recipient)
+) STRICT, WITHOUT ROWID;
+
+-- Links to relays of which only so many may be open.
+CREATE TABLE relay_link (
+    relay       TEXT    NOT NULL,
+    owner       TEXT    NOT NULL,
+    machine     TEXT    NOT NULL,
+    since       INTEGER NOT NULL,
+    lease_until INTEGER NOT NULL,
+    PRIMARY KEY (relay, owner)
+) STRICT, WITHOUT ROWID;
+
+-- Which relays are left alone, and until when.
+CREATE TABLE relay_state (
+    relay         TEXT    PRIMARY KEY,
+    stage         TEXT,                          -- null: it is well
+    code          INTEGER,
+    refused_login INTEGER NOT NULL,
+    failures      INTEGER NOT NULL,
+    since         INTEGER,
+    until         INTEGER,
+    turn          INTEGER NOT NULL,
+    faults        INTEGER NOT NULL,
+    returns       INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- As `pace`, for each relay that has one of its own.
+CREATE TABLE relay_pace (
+    relay      TEXT    PRIMARY KEY,
+    claimed_at INTEGER
 ) STRICT, WITHOUT ROWID;
 
 CREATE TRIGGER content_is_immutable BEFORE UPDATE ON content

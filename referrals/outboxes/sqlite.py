@@ -22,13 +22,13 @@ from referrals.delivery import (
 from referrals.errors import LeaseLost
 from referrals.outboxes.sqlite_account import MICROSECOND, micros, moment
 from referrals.outboxes.sqlite_file import nothing
-from referrals.outboxes.sqlite_holds import SqliteHolds
+from referrals.outboxes.sqlite_links import SqliteLinks
 from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided
 
 _Row = tuple[Any, ...]
 
 
-class SqliteOutbox(SqliteHolds):
+class SqliteOutbox(SqliteLinks):
     """`ports.Outbox` in one file. Every method waits until its change is on the disk.
 
     All of them raise OutboxUnusable when the disk, SQLite or another process says no; then nothing
@@ -134,10 +134,11 @@ class SqliteOutbox(SqliteHolds):
         *,
         only: int | None = None,
         every: timedelta | None = None,
+        pace: tuple[str, timedelta] | None = None,
     ) -> Claimed | NotYet | None:
         """See `ports.Deliveries`."""
         return await self._await(
-            lambda db: self._claim(db, owner, now, lease, only, every),
+            lambda db: self._claim(db, owner, now, lease, only, every, pace),
             lambda result: self._owe(result, owner),
         )
 
@@ -149,11 +150,12 @@ class SqliteOutbox(SqliteHolds):
         lease: timedelta,
         only: int | None,
         every: timedelta | None,
+        pace: tuple[str, timedelta] | None = None,
     ) -> Claimed | NotYet | None:
         row = self._due(db, now) if only is None else db.execute(_ONE, (only,)).fetchone()
         if row is None:
             return None
-        until = self._paced(db, now, every) if every is not None else None
+        until = self._paced(db, now, every, pace) if every or pace else None
         return self._take(db, owner, now, lease, row) if until is None else NotYet(until)
 
     def _due(self, db: sqlite3.Connection, now: datetime) -> _Row | None:
@@ -193,20 +195,36 @@ class SqliteOutbox(SqliteHolds):
         )
 
     @staticmethod
-    def _paced(db: sqlite3.Connection, now: datetime, every: timedelta) -> datetime | None:
-        """Take the next place in the pace that all processes keep together, or say when it is.
+    def _paced(
+        db: sqlite3.Connection,
+        now: datetime,
+        every: timedelta | None,
+        pace: tuple[str, timedelta] | None,
+    ) -> datetime | None:
+        """Take the next place in each pace that all processes keep together, or say when it is.
 
         What a clock put back has left in the future counts as now, so nobody waits for longer than
         one place.
         """
-        at = micros(now)
-        (last,) = db.execute("SELECT claimed_at FROM pace").fetchone()
-        if last is not None and last > at:
-            db.execute("UPDATE pace SET claimed_at = ?", (at,))
-            last = at
-        if last is not None and last + every // MICROSECOND > at:
-            return moment(last) + every
-        db.execute("UPDATE pace SET claimed_at = ?", (at,))
+        at, until = micros(now), micros(now)
+        paces: list[tuple[tuple[str, str], tuple[str, ...], timedelta]] = []
+        if every is not None:
+            paces.append((_PACE, (), every))
+        if pace is not None:
+            relay, wait = pace
+            db.execute("INSERT OR IGNORE INTO relay_pace VALUES (?, NULL)", (relay,))
+            paces.append((_RELAY_PACE, (relay,), wait))
+        for (read, write), which, wait in paces:
+            (last,) = db.execute(read, which).fetchone()
+            if last is not None and last > at:
+                db.execute(write, (at, *which))
+                last = at
+            if last is not None:
+                until = max(until, last + wait // MICROSECOND)
+        if until > at:
+            return moment(until)
+        for (_, write), which, _ in paces:
+            db.execute(write, (at, *which))
         return None
 
     async def record(
@@ -321,12 +339,13 @@ class SqliteOutbox(SqliteHolds):
             self._paid = [claimed.attempt for claimed, _ in owed]
 
     def _kept(self) -> None:
+        super()._kept()
         for attempt in self._paid:
             self._owed.pop(attempt, None)
         self._paid = []
 
     def _is_owing(self) -> bool:
-        return bool(self._owed)
+        return bool(self._owed) or super()._is_owing()
 
     def _forget_reads(self) -> None:
         super()._forget_reads()
@@ -452,6 +471,12 @@ WHERE id = ?
 _RECORD_OURS = f"""{_RECORD} AND status = 'sending' AND lease_owner = ?
     AND EXISTS (SELECT 1 FROM attempt WHERE attempt.id = ? AND ended_at IS NULL)
 """  # noqa: S608 - ours
+
+_PACE = "SELECT claimed_at FROM pace", "UPDATE pace SET claimed_at = ?"
+_RELAY_PACE = (
+    "SELECT claimed_at FROM relay_pace WHERE relay = ?",
+    "UPDATE relay_pace SET claimed_at = ? WHERE relay = ?",
+)
 
 _COLUMNS = """
 SELECT id, reference, case_reference, sender, recipient, agency, sha256, status, due_at, failures,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from referrals import bootstrap, retention
 from referrals.errors import ReferralsError
+from referrals.settings_sources import variable_of
 from referrals.web.crashes import note_crash
 
 if TYPE_CHECKING:
@@ -59,15 +60,16 @@ class Courier:
         return self._fault
 
     async def __aenter__(self) -> Self:
-        relay = self._settings.relay
         if not self.should_run:
             return self
-        if relay.username and relay.password is None:
-            self._fault = (
-                "relay.password is not set. Set REFERRALS_RELAY_PASSWORD, or a file relay_password "
-                "in the secrets folder, and start again."
-            )
-            return self
+        for key, relay in bootstrap.relays_of(self._settings).items():
+            if relay.username and relay.password is None:
+                name = f"{key}.password"
+                self._fault = (
+                    f"{name} is not set. Set {variable_of(name)}, or a file "
+                    f"{name.replace('.', '_')} in the secrets folder, and start again."
+                )
+                return self
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
         self._thread.start()
