@@ -159,6 +159,8 @@ _TABLES = (
     "referrals.content", "referrals.attempt", "referrals.message", "referrals.audit",
     "referrals.verification", "procrastinate.procrastinate_events",
     "procrastinate.procrastinate_jobs", "procrastinate.procrastinate_workers",
+    "page.session", "page.document", "page.key", "page.account", "page.token", "page.attempt",
+    "page.chore",
 )  # fmt: skip
 # DELETE, since TRUNCATE waits for the disk once a table.
 _EMPTY = (

@@ -75,10 +75,10 @@ def _store() -> Iterator[tuple[Settings, Store]]:
             ]
         )
     from referrals.web.accounts import AccountError
-    from referrals.web.store import Store
+    from referrals.web.store import open_store
 
     settings = read_settings()
-    store = Store(settings.outbox / "web.sqlite3")
+    store = open_store(settings)
     try:
         yield settings, store
     except AccountError as error:
