@@ -39,6 +39,8 @@ class StoreDatabase:
         self._is_away = False
         with self._connection() as connection:
             postgres_steps.check(connection, self._database)
+            # With its schema's name: else who may not look into that is told that it is not there.
+            connection.execute("SELECT FROM page.key LIMIT 0")
 
     def close(self) -> None:
         """Nothing is kept open that others do not use too."""
