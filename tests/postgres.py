@@ -160,7 +160,7 @@ _TABLES = (
     "referrals.verification", "procrastinate.procrastinate_events",
     "procrastinate.procrastinate_jobs", "procrastinate.procrastinate_workers",
     "page.session", "page.document", "page.key", "page.account", "page.token", "page.attempt",
-    "page.chore",
+    "page.chore", "page.batch",
 )  # fmt: skip
 # DELETE, since TRUNCATE waits for the disk once a table.
 _EMPTY = (

@@ -64,3 +64,23 @@ CREATE TABLE page.chore (
     name    text PRIMARY KEY,                      -- what one machine does for all
     done_at double precision NOT NULL
 );
+
+-- Spreadsheets: how far each is, who works on it, and its files in pieces.
+CREATE TABLE page.batch (
+    id          text PRIMARY KEY,                  -- as its document's
+    status      text        NOT NULL,
+    worker      text,
+    lease_until timestamptz,
+    stop        boolean     NOT NULL DEFAULT false,
+    made_at     timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE page.batch_file (
+    batch  text    NOT NULL REFERENCES page.batch (id) ON DELETE CASCADE,
+    name   text    NOT NULL,
+    made   text    NOT NULL,                       -- which one of that name: whoever reads it sees one
+    number integer NOT NULL,
+    octets bytea   NOT NULL,
+    PRIMARY KEY (batch, name, made, number)
+);
+ALTER TABLE page.batch_file ALTER COLUMN octets SET STORAGE EXTERNAL;
