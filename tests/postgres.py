@@ -161,6 +161,8 @@ _TABLES = (
     "referrals.verification", "referrals.relay_link", "referrals.relay_state",
     "referrals.relay_pace", "procrastinate.procrastinate_events",
     "procrastinate.procrastinate_jobs", "procrastinate.procrastinate_workers",
+    "page.session", "page.document", "page.key", "page.account", "page.token", "page.attempt",
+    "page.chore", "page.batch",
 )  # fmt: skip
 # DELETE, since TRUNCATE waits for the disk once a table.
 _EMPTY = (

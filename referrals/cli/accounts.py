@@ -75,10 +75,10 @@ def _store() -> Iterator[tuple[Settings, Store]]:
             ]
         )
     from referrals.web.accounts import AccountError
-    from referrals.web.store import Store
+    from referrals.web.store import open_store
 
     settings = read_settings()
-    store = Store(settings.outbox / "web.sqlite3")
+    store = open_store(settings)
     try:
         yield settings, store
     except AccountError as error:
@@ -278,6 +278,51 @@ def accounts_remove(name: str, as_json: bool) -> None:
         accounts.remove(account.name)
         _note(settings, "account removed", account=account.name)
     _say({"name": account.name, "removed": True}, f"{account.name} was removed.", as_json)
+
+
+@accounts_command.command("import")
+@click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False))
+@json_option
+def accounts_import(file: str, as_json: bool) -> None:
+    """Take over the accounts and tokens of another machine's web.sqlite3.
+
+    For when the outbox moves into PostgreSQL. Passwords and tokens go on as before; an account or
+    token whose name is there already stays as it is. Sessions and referrals that were begun are
+    not taken over. FILE may be in use; it stays as it is, but for being brought up to date.
+
+    \b
+    Example: referrals accounts import outbox/web.sqlite3
+    """
+    with _store() as (settings, store):
+        from pathlib import Path
+
+        from referrals.web.carry_over import carry_over
+        from referrals.web.store_file import StoreFile
+
+        old = StoreFile(Path(file))
+        try:
+            carried = carry_over(old, store)
+        finally:
+            old.close()
+        for name in carried.accounts:
+            _note(settings, "account imported", account=name)
+        for name in carried.tokens:
+            _note(settings, "token imported", token=name)
+    if as_json:
+        print_json(
+            {
+                "accounts": carried.accounts,
+                "accounts_there": carried.accounts_there,
+                "tokens": carried.tokens,
+                "tokens_there": carried.tokens_there,
+            }
+        )
+        return
+    accounts, tokens = len(carried.accounts), len(carried.tokens)
+    click.echo(f"Taken over: {counted(accounts, 'account')}, {counted(tokens, 'token')}.")
+    there = [*carried.accounts_there, *carried.tokens_there]
+    if there:
+        click.echo(f"There already, and left as they are: {', '.join(there)}.")
 
 
 @accounts_command.command("sign-out")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import secrets
-import sqlite3
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from referrals.web.passwords import Hashes, as_password
 from referrals.web.site import Role
-from referrals.web.store import Store
+from referrals.web.store import Statements, Store
 
 LONGEST_NAME = 60
 # No colon, which stands in the names of tokens; nothing that would need quoting anywhere.
@@ -125,8 +125,8 @@ class Accounts:
         with self._store.writing(surely=True) as connection:
             done = connection.execute(
                 "INSERT INTO account (name, id, password, role, must_change, disabled, made_at)"
-                " VALUES (?, ?, ?, ?, ?, 0, ?) ON CONFLICT (name) DO NOTHING",
-                (name, account_id, hashed, role, must_change, now.timestamp()),
+                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
+                (name, account_id, hashed, role, must_change, False, now.timestamp()),
             )
         if done.rowcount != 1:
             raise AccountError("There is an account of that name already.")
@@ -155,7 +155,7 @@ class Accounts:
     def _change(
         self, name: str, statement: str, values: Sequence[object], *, forgetting: bool = False
     ) -> None:
-        with self._store.writing(surely=True) as connection:
+        with self._store.writing(surely=True, alone=True) as connection:
             had_one = _has_administrator(connection)
             if connection.execute(statement, values).rowcount != 1:
                 raise AccountError("There is no such account.")
@@ -163,19 +163,19 @@ class Accounts:
                 raise AccountError(
                     "This is the only administrator. Make another account one first."
                 )
-            connection.execute("DELETE FROM session WHERE user = ?", (name,))
+            connection.execute('DELETE FROM session WHERE "user" = ?', (name,))
             if forgetting:
                 connection.execute("DELETE FROM document WHERE owner = ?", (name,))
 
 
-def _has_administrator(connection: sqlite3.Connection) -> bool:
+def _has_administrator(connection: Statements) -> bool:
     row = connection.execute(
         "SELECT 1 FROM account WHERE role = ? AND NOT disabled LIMIT 1", (Role.ADMINISTRATOR,)
     ).fetchone()
     return row is not None
 
 
-def _account(row: sqlite3.Row) -> Account:
+def _account(row: Any) -> Account:
     seen = row["signed_in_at"]
     return Account(
         row["id"],

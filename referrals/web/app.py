@@ -40,14 +40,14 @@ from referrals.web.login import SignIn, ThisMachine
 from referrals.web.proxy import BehindProxy
 from referrals.web.routes import SignInFirst
 from referrals.web.site import Site
-from referrals.web.store import Store
+from referrals.web.store import Store, open_store
 
 
 def build_site(settings: Settings) -> Site:
-    """Raises ConfigurationError, or OutboxUnusable where the outbox folder can't be written."""
+    """Raises ConfigurationError, or OutboxUnusable where the store can't be used."""
     templates = environment()
     templates.globals["asset"] = assets.asset
-    store = Store(settings.outbox / "web.sqlite3")
+    store = open_store(settings)
     return Site(
         settings=settings,
         _service=LiveService(settings),

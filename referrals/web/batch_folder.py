@@ -34,6 +34,8 @@ _PART = ".part"
 _PIECE = 1 << 20
 _TRIES = 100
 _A_MOMENT_S = 0.02
+_LEFT_BEHIND = timedelta(minutes=1)
+"""How old a workplace is before it is taken for one whose process was killed."""
 
 
 class BatchFolder:
@@ -78,18 +80,22 @@ class BatchFolder:
         try:
             self.tidy(_STOP)
             self.tell({"step": "waiting"})
-            # Our own package, whatever lies in the working directory.
-            root = str(Path(referrals.__file__).parents[1])
-            process = subprocess.Popen(  # noqa: S603 - nothing in it was typed
-                [sys.executable, "-P", "-m", "referrals.web.batch_job", str(self.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[handle],  # it has the lock for as long as it lives
-                start_new_session=True,  # Ctrl-C is the server's to answer
-                env=os.environ | {"PYTHONPATH": root},
-            )
+            self._spawn(order, handle, ended)
         finally:
             os.close(handle)
+        return True
+
+    def _spawn(self, order: Mapping[str, Any], handle: int, ended: Callable[[], None]) -> None:
+        # Our own package, whatever lies in the working directory.
+        root = str(Path(referrals.__file__).parents[1])
+        process = subprocess.Popen(  # noqa: S603 - nothing in it was typed
+            [sys.executable, "-P", "-m", "referrals.web.batch_job", str(self.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[handle],  # it has the lock for as long as it lives
+            start_new_session=True,  # Ctrl-C is the server's to answer
+            env=os.environ | {"PYTHONPATH": root},
+        )
 
         def wait() -> None:
             content = json.dumps({**order, "parent": os.getpid()}).encode()
@@ -99,7 +105,6 @@ class BatchFolder:
             ended()
 
         threading.Thread(target=wait, name="batch", daemon=True).start()
-        return True
 
     def status(self) -> dict[str, Any]:
         """What was last told. `running`: whether a process is at work; if not, that is final."""
@@ -124,6 +129,20 @@ class BatchFolder:
     def has(self, name: str) -> bool:
         return (self.path / name).is_file()
 
+    def opened(self, name: str) -> tuple[int, Iterator[bytes]] | None:
+        """How long a file is, and what is in it, piece by piece; None if there is none."""
+        try:
+            file = (self.path / name).open("rb")
+        except OSError:
+            return None
+
+        def pieces() -> Iterator[bytes]:
+            with file:
+                while piece := file.read(_PIECE):
+                    yield piece
+
+        return os.fstat(file.fileno()).st_size, pieces()
+
     def stop(self) -> None:
         """Ask whoever is at work to end without having made anything."""
         (self.path / _STOP).touch(0o600)
@@ -136,6 +155,12 @@ class BatchFolder:
         return True
 
     # The job's side
+
+    def begin(self) -> None:
+        """Called first of all, once."""
+
+    def end(self) -> None:
+        """Called last of all, if the process can."""
 
     @property
     def is_to_stop(self) -> bool:
@@ -183,6 +208,12 @@ class BatchFolder:
         finally:
             os.close(handle)
 
+    def _lock_own(self) -> int:
+        handle = self._lock(self.path / _LOCK)
+        if handle is None:
+            raise OSError(f"{self.path} is used by another process")
+        return handle
+
     @staticmethod
     def _lock(path: Path) -> int | None:
         """A handle that has the lock until it is closed; None if another has it."""
@@ -203,16 +234,26 @@ def folders(outbox: Path) -> Path:
     return outbox / "web"
 
 
+def workplace(outbox: Path, batch_id: str, worker: str) -> Path:
+    """The folder in which one process works on what lies in the database."""
+    return folders(outbox) / f"{batch_id}.{worker}"
+
+
+def is_workplace(path: Path) -> bool:
+    """Whether nothing in it is of any use once that process has ended. No id has a dot."""
+    return "." in path.name
+
+
 def sweep(outbox: Path, now: datetime, keep: timedelta) -> None:
     """Remove the folders that nothing has happened in for so long, and what is left half-made."""
-    oldest = (now - keep).timestamp()
+    oldest, unused = (now - keep).timestamp(), (now - _LEFT_BEHIND).timestamp()
     with suppress(OSError):  # there is none yet
         for path in folders(outbox).iterdir():
             with suppress(OSError):
                 folder = BatchFolder(path)
                 if not path.is_dir():
                     continue
-                if path.stat().st_mtime < oldest:
+                if path.stat().st_mtime < (unused if is_workplace(path) else oldest):
                     folder.remove()
                 elif not folder.is_running:
                     folder.tidy()

@@ -52,12 +52,17 @@ log = logging.getLogger(__name__)
 
 
 class Order(BaseModel):
-    """What to do. `agencies` are the page's, with what it knows of their addresses."""
+    """What to do. `agencies` are the page's, with what it knows of their addresses.
+
+    `worker` is who works on the spreadsheet `batch`, if it lies in the database.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     task: Literal["check", "draft", "submit"]
     parent: int
+    batch: str = ""
+    worker: str = ""
     actor: str
     settings: Settings
     agencies: dict[str, Agency]
@@ -69,8 +74,8 @@ class Order(BaseModel):
 
 
 def main() -> int:
-    folder = BatchFolder(Path(sys.argv[1]))
     order = Order.model_validate_json(sys.stdin.buffer.read())
+    folder = _folder(order, Path(sys.argv[1]))
     os.nice(_NICENESS)
     # As in `cli.batch`: what is there stays, and rows leave few cycles.
     gc.freeze()
@@ -78,11 +83,26 @@ def main() -> int:
     job = Job(order, folder)
     threading.Thread(target=_end_with, args=(order.parent, folder, job), daemon=True).start()
     try:
+        folder.begin()
         job.run()
+        folder.end()
+    except ReferralsError as error:
+        log.error("%s", error)  # noqa: TRY400
+        return 1
     except Exception as error:  # the page says that it was stopped
         note_crash(error)
         return 1
     return 0
+
+
+def _folder(order: Order, path: Path) -> BatchFolder:
+    if not order.worker:
+        return BatchFolder(path)
+    from referrals.web.batch_shared import SharedBatch
+    from referrals.web.store_postgres import StoreDatabase
+
+    tables = StoreDatabase(bootstrap.database_of(order.settings))
+    return SharedBatch(tables, order.settings.outbox, order.batch, order.worker)
 
 
 def _end_with(parent: int, folder: BatchFolder, job: Job) -> None:
@@ -90,11 +110,12 @@ def _end_with(parent: int, folder: BatchFolder, job: Job) -> None:
 
     From a thread, since a workbook may take long to open.
     """
-    while os.getppid() == parent and not folder.is_to_stop:
+    while True:
+        if folder.is_to_stop or os.getppid() != parent:
+            with job.gate:
+                if not job.is_bound:
+                    os._exit(1)  # what is half-made has no name, or one that is tidied away
         time.sleep(_WAIT_S)
-    with job.gate:
-        if not job.is_bound:
-            os._exit(1)  # what is half-made has no name, or one that is tidied away
 
 
 class Job:

@@ -1,7 +1,8 @@
 """Many referrals from a spreadsheet: uploaded, checked, then saved as drafts or submitted.
 
 The work is `batch_job`'s, in a process of its own. What a page knows of it is in the folder of the
-spreadsheet (`batch_folder`); whose it is and what they decided, in the store.
+spreadsheet (`batch_folder`), or in the database that machines share (`batch_shared`); whose it is
+and what they decided, in the store.
 """
 
 from __future__ import annotations
@@ -9,27 +10,33 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from pydantic import SecretStr
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from referrals.case_files import flatten
 from referrals.directory import Agency, Directory
+from referrals.errors import OutboxUnusable
 from referrals.samples import sample_case
 from referrals.web.batch_folder import DRAFTS, ERRORS, LEFT_OUT, BatchFolder, folders, sweep
+from referrals.web.batch_shared import SharedBatch, sweep_shared
 from referrals.web.repeated import repeated
 from referrals.web.routes import Posted, check_role, goto, page, posted, shown
 from referrals.web.site import Role, Site, site_of, user_of
 from referrals.web.store import Document
 from referrals.web.words import clock_of
+
+log = logging.getLogger(__name__)
 
 MOST_KEPT = 10
 """Spreadsheets of one user that are kept at a time, but for those that are done with."""
@@ -233,12 +240,10 @@ def errors_csv(request: Request) -> Response:
 
 def left_out(request: Request) -> Response:
     """The rows that are wrong, as they are, in a file of the same form."""
-    path = _found(request).folder.path / LEFT_OUT
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError:
-        raise HTTPException(404) from None
+    found = _found(request).folder.opened(LEFT_OUT)
+    if found is None:
+        raise HTTPException(404)
+    start = next(found[1], b"")
     if start.startswith(b"PK"):
         kind = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
         return _file(request, LEFT_OUT, "rows-left-out.xlsx", kind)
@@ -252,10 +257,15 @@ def drafts_zip(request: Request) -> Response:
 
 
 def _file(request: Request, name: str, saved_as: str, kind: str) -> Response:
-    path = _found(request).folder.path / name
-    if not path.is_file():
+    found = _found(request).folder.opened(name)
+    if found is None:
         raise HTTPException(404)
-    return FileResponse(path, media_type=kind, filename=saved_as)
+    size, pieces = found
+    headers = {
+        "Content-Disposition": f'attachment; filename="{saved_as}"',
+        "Content-Length": str(size),
+    }
+    return StreamingResponse(pieces, media_type=kind, headers=headers)
 
 
 # Deciding
@@ -348,8 +358,13 @@ def delete(request: Request, _: Posted) -> Response:
 
 
 def tidy(site: Site) -> None:
-    """Remove from the disk what nobody has used for so long, and what is half-made."""
+    """Remove what nobody has used for so long, and what is half-made."""
     sweep(site.settings.outbox, site.now, _kept_for(site))
+    if site.settings.database is not None:
+        try:
+            sweep_shared(site.store.tables)
+        except OutboxUnusable as error:
+            log.warning("Old spreadsheets were not removed: %s", error)
 
 
 def kept_tidy(site: Site) -> AbstractAsyncContextManager[None]:
@@ -362,6 +377,8 @@ def _kept_for(site: Site) -> timedelta:
 
 
 def _folder(site: Site, document: Document) -> BatchFolder:
+    if site.settings.database is not None:
+        return SharedBatch(site.store.tables, site.settings.outbox, document.id)
     return BatchFolder(folders(site.settings.outbox) / document.id)
 
 
@@ -395,10 +412,7 @@ def _start(request: Request, found: _Batch, task: str, **more: Any) -> None:
     order = {
         "task": task,
         "actor": user_of(request).name,
-        # Neither the relay's secrets nor the page's are any matter of that process.
-        "settings": site.settings.model_dump(
-            mode="json", include={"config", "templates", "outbox", "mail"}
-        ),
+        "settings": _settings_for(site),
         "agencies": {
             name: agency.model_dump(mode="json")
             for name, agency in site.service.directory.agencies.items()
@@ -409,6 +423,17 @@ def _start(request: Request, found: _Batch, task: str, **more: Any) -> None:
         **more,
     }
     found.folder.start(order, site.courier.kick if task == "submit" else lambda: None)
+
+
+def _settings_for(site: Site) -> dict[str, Any]:
+    """Neither the relay's secrets nor the page's are any matter of that process."""
+    settings = site.settings
+    told = settings.model_dump(mode="json", include={"config", "templates", "outbox", "mail"})
+    for name in ("database", "database_password"):
+        secret: SecretStr | None = getattr(settings, name)
+        if secret is not None:
+            told[name] = secret.get_secret_value()
+    return told
 
 
 def _ways(site: Site, found: _Batch) -> list[_Way]:

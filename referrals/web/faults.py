@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from referrals import errors
+from referrals.settings import Login
 from referrals.web.crashes import note_crash
-from referrals.web.routes import page
+from referrals.web.routes import bare_page, page
 from referrals.web.site import site_of
+
+log = logging.getLogger(__name__)
 
 STATUSES: tuple[tuple[type[errors.ReferralsError], int], ...] = (
     (errors.ReferralBlocked, 422),
@@ -63,6 +68,13 @@ _CRASHED = (
     "What you typed before this page is kept. Go back and try again; if it happens again, tell "
     "whoever looks after this service.",
 )
+_AWAY = (
+    "Referrals can’t be used just now",
+    "What it keeps can’t be reached. What was saved before is safe.\n"
+    "If you were sending a form, it was not taken. Wait a minute, go back to it in your browser "
+    "and send it again: what you typed is still there.\n"
+    "If it goes on, tell whoever looks after this service.",
+)
 
 
 def status_of(error: errors.ReferralsError) -> int:
@@ -79,7 +91,21 @@ def told(request: Request, error: Exception) -> Response:
     """An error of ours, whose text is fit to show."""
     if not isinstance(error, errors.ReferralsError):
         raise error
-    return _page(request, status_of(error), "That can’t be done now", str(error))
+    status = status_of(error)
+    if isinstance(error, errors.OutboxUnusable) and not hasattr(request.state, "session"):
+        return _away(request, status, error)
+    return _page(request, status, "That can’t be done now", str(error))
+
+
+def _away(request: Request, status: int, error: errors.OutboxUnusable) -> Response:
+    """Nobody can be signed in now. What is wrong is not for strangers, so it goes to the log."""
+    log.warning("%s", error)
+    title, text = _AWAY
+    if site_of(request).settings.web.login is Login.NONE:  # on this machine, nobody else asks
+        text = f"{error}\n{text}"
+    answer = bare_page(request, "fault.html", status, title=title, text=text)
+    answer.headers["Retry-After"] = "10"
+    return answer
 
 
 def refused(request: Request, error: Exception) -> Response:

@@ -159,14 +159,20 @@ def check_charset(request: Request) -> None:
 
 def page(request: Request, template: str, status_code: int = 200, **values: Any) -> Response:
     """A template of web/templates as HTML. It finds there `request`, `user`, `csrf` and `site`."""
+    known = {"user": request.state.user, "csrf": session_of(request).csrf}
+    return _rendered(request, template, status_code, known | values)
+
+
+def bare_page(request: Request, template: str, status_code: int, **values: Any) -> Response:
+    """The same where it is not known who is asking: a page without a form."""
+    return _rendered(request, template, status_code, {"user": None, **values})
+
+
+def _rendered(
+    request: Request, template: str, status_code: int, values: Mapping[str, Any]
+) -> Response:
     site = site_of(request)
-    html = site.templates.get_template(template).render(
-        request=request,
-        site=site,
-        user=request.state.user,
-        csrf=session_of(request).csrf,
-        **values,
-    )
+    html = site.templates.get_template(template).render(request=request, site=site, **values)
     return HTMLResponse(html, status_code)
 
 

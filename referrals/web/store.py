@@ -1,9 +1,8 @@
 """What the page keeps on the server: sessions, documents such as a half-made referral, accounts.
 
-One private SQLite file, `web.sqlite3` in the outbox folder, shared by all of its processes. What a
-browser or a program holds is a random token; the file holds only its SHA-256. WAL and
-`synchronous=NORMAL`: what was typed survives a crash of ours; a power cut may cost the last
-seconds, but for what changes who may come in. `secure_delete`: what expires is overwritten.
+It lies where the queue lies, so that machines which share the one share the other: in a private
+file beside the outbox's (`store_file`), or in PostgreSQL (`store_postgres`). What a browser or a
+program holds is a random token; the store has only its SHA-256.
 """
 
 from __future__ import annotations
@@ -13,36 +12,75 @@ import hmac
 import json
 import logging
 import secrets
-import sqlite3
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from referrals import bootstrap
 from referrals.errors import OutboxUnusable
-from referrals.outboxes.sqlite_file import make_file
 from referrals.web.repeated import repeated
 from referrals.web.site import Role, User, roles_with
 
+if TYPE_CHECKING:
+    from referrals.settings import Settings
+
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 10.0
 _TOUCH_EVERY = timedelta(seconds=30)
+_CLOCKS_APART = timedelta(minutes=2)
+"""Of two machines; a clock that was set back further ends sessions."""
 _TOKEN_TOUCH_EVERY = timedelta(minutes=1)
-_TIDY_EVERY_S = 600.0
+_TIDY_EVERY = timedelta(minutes=10)
 _MOST_DOCUMENTS = 500
 """Of one kind and owner; the oldest make room."""
-_IDLE_CONNECTIONS = 8
+_WHATEVER = 1_000_000_000
+"""A limit that is none: SQLite takes no OFFSET without one."""
 FORGET_AFTER = timedelta(days=1)
 """How long counts of attempts to sign in are kept after the last one."""
 LAPSED_FOR = timedelta(days=1)
 """How long a session that has lapsed is remembered, for the forms that are still open."""
-VERSION = 3
+
+
+class Found(Protocol):
+    """What a statement found or changed. Of a row, `row["name"]` is the value of a column."""
+
+    @property
+    def rowcount(self) -> int: ...
+
+    def fetchone(self) -> Any: ...
+
+    def fetchall(self) -> list[Any]: ...
+
+
+class Statements(Protocol):
+    """Takes what SQLite and PostgreSQL read alike: `?` for a value, `"user"` for the column."""
+
+    def execute(self, statement: str, values: Sequence[Any] = ..., /) -> Found: ...
+
+
+class Tables(Protocol):
+    """Where the tables lie that `store.sql` tells of. For any thread; OutboxUnusable if they fail.
+
+    In a transaction that somebody else writes to at the same time, each statement sees what was
+    committed before it.
+    """
+
+    def reading(self) -> AbstractContextManager[Statements]: ...
+
+    def writing(
+        self, *, surely: bool = False, alone: bool = False
+    ) -> AbstractContextManager[Statements]:
+        """One transaction, all of it or nothing.
+
+        Args:
+            surely: on the disk when the block is left, whatever becomes of the power.
+            alone: what it reads is so until it is committed, if whoever changes that is alone too.
+        """
+        ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -93,22 +131,16 @@ class Token:
 class Store:
     """Every method may be called from any thread; times are aware.
 
-    All of it raises OutboxUnusable where the file can't be used.
+    All of it raises OutboxUnusable where the tables can't be used.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._idle: list[sqlite3.Connection] = []
-        self._gate = threading.Lock()
-        with self.writing() as connection:
-            _migrate(connection)
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.reading, self.writing = tables.reading, tables.writing
         self._key = self._read_key()
 
     def close(self) -> None:
-        with self._gate:
-            for connection in self._idle:
-                connection.close()
-            self._idle.clear()
+        self.tables.close()
 
     def signed(self, *parts: str) -> str:
         """A digest of the parts that nobody can make without the store's own key."""
@@ -132,7 +164,7 @@ class Store:
         )
         with self.writing() as connection:
             connection.execute(
-                "INSERT INTO session (token, csrf, user, roles, title, began_at, seen_at)"
+                'INSERT INTO session (token, csrf, "user", roles, title, began_at, seen_at)'
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (_hashed(session.token), session.csrf, user, roles, title, _s(now), _s(now)),
             )
@@ -148,18 +180,21 @@ class Store:
         if row is None:
             return None
         found = _session(token, row)
-        if now < found.seen_at - _TOUCH_EVERY:  # somebody set the clock back
+        if now < found.seen_at - _CLOCKS_APART:  # somebody set the clock back
             self.end(token)
             return None
         if row["lapsed_at"] is not None:
             return None
         if now >= min(found.seen_at + idle, found.began_at + longest):
             with self.writing() as connection:
-                _lapse(connection, now, idle, longest)
+                _lapse(connection, now, idle, longest, key)
             return None
         if now - found.seen_at >= _TOUCH_EVERY:
             with self.writing() as connection:
-                connection.execute("UPDATE session SET seen_at = ? WHERE token = ?", (_s(now), key))
+                connection.execute(
+                    "UPDATE session SET seen_at = ? WHERE token = ? AND seen_at < ?",
+                    (_s(now), key, _s(now)),
+                )
         return found
 
     def lapsed(self, token: str, now: datetime) -> Session | None:
@@ -175,7 +210,7 @@ class Store:
         """Whether a form is of a session of this user that lapsed within a day."""
         with self.reading() as connection:
             row = connection.execute(
-                "SELECT 1 FROM session WHERE user = ? AND csrf = ? AND lapsed_at > ?",
+                'SELECT 1 FROM session WHERE "user" = ? AND csrf = ? AND lapsed_at > ?',
                 (user, csrf, _s(now - LAPSED_FOR)),
             ).fetchone()
         return row is not None
@@ -188,17 +223,17 @@ class Store:
     def signed_in(self, now: datetime, idle: timedelta) -> int:
         """How many sessions of people are open."""
         with self.reading() as connection:
-            [count] = connection.execute(
-                "SELECT count(*) FROM session"
-                " WHERE user IS NOT NULL AND lapsed_at IS NULL AND seen_at > ?",
+            row = connection.execute(
+                "SELECT count(*) AS count FROM session"
+                ' WHERE "user" IS NOT NULL AND lapsed_at IS NULL AND seen_at > ?',
                 (_s(now - idle),),
             ).fetchone()
-        return int(count)
+        return int(row["count"])
 
     def end_all(self, user: str) -> None:
         """End every session of a user, whose password or roles have changed."""
         with self.writing() as connection:
-            connection.execute("DELETE FROM session WHERE user = ?", (user,))
+            connection.execute('DELETE FROM session WHERE "user" = ?', (user,))
 
     def end_everybodys(self) -> int:
         """End every session; how many were open."""
@@ -233,21 +268,21 @@ class Store:
                 " VALUES (?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT (kind, id) DO UPDATE SET body = excluded.body,"
                 " saved_at = excluded.saved_at, expires_at = excluded.expires_at"
-                " WHERE owner = excluded.owner",
+                " WHERE document.owner = excluded.owner",
                 (kind, document_id, owner, json.dumps(body), _s(now), _s(now + keep)),
             )
             if done.rowcount != 1:
                 raise LookupError(kind)
             connection.execute(
                 "DELETE FROM document WHERE kind = ? AND id IN (SELECT id FROM document"
-                " WHERE kind = ? AND owner = ? ORDER BY saved_at DESC LIMIT -1 OFFSET ?)",
-                (kind, kind, owner, _MOST_DOCUMENTS),
+                " WHERE kind = ? AND owner = ? ORDER BY saved_at DESC LIMIT ? OFFSET ?)",
+                (kind, kind, owner, _WHATEVER, _MOST_DOCUMENTS),
             )
             if most is not None:
                 connection.execute(
                     "DELETE FROM document WHERE kind = ? AND id IN (SELECT id FROM document"
-                    " WHERE kind = ? ORDER BY saved_at DESC LIMIT -1 OFFSET ?)",
-                    (kind, kind, most),
+                    " WHERE kind = ? ORDER BY saved_at DESC LIMIT ? OFFSET ?)",
+                    (kind, kind, _WHATEVER, most),
                 )
         return Document(document_id, owner, dict(body), now, now + keep)
 
@@ -345,76 +380,36 @@ class Store:
 
     def expire(self, now: datetime, idle: timedelta, longest: timedelta) -> None:
         """Remove what has expired, and sessions a day after they lapsed."""
-        with self.writing() as connection:
-            connection.execute("DELETE FROM document WHERE expires_at <= ?", (_s(now),))
-            _lapse(connection, now, idle, longest)
-            connection.execute("DELETE FROM session WHERE lapsed_at <= ?", (_s(now - LAPSED_FOR),))
-            connection.execute("DELETE FROM attempt WHERE last_at <= ?", (_s(now - FORGET_AFTER),))
+        with self.writing(alone=True) as connection:
+            _expire(connection, now, idle, longest)
+
+    def tidy(self, now: datetime, idle: timedelta, longest: timedelta) -> bool:
+        """The same, unless another process has done so within ten minutes; whether we did."""
+        with self.writing(alone=True) as connection:
+            connection.execute(
+                "INSERT INTO chore (name, done_at) VALUES ('tidy', 0) ON CONFLICT DO NOTHING"
+            )
+            # Done in the future: somebody's clock was set back since.
+            ours = connection.execute(
+                "UPDATE chore SET done_at = ?"
+                " WHERE name = 'tidy' AND (done_at <= ? OR done_at > ?)",
+                (_s(now), _s(now - _TIDY_EVERY), _s(now + _CLOCKS_APART)),
+            )
+            if ours.rowcount != 1:
+                return False
+            _expire(connection, now, idle, longest)
+        return True
 
     def kept_tidy(self, idle: timedelta, longest: timedelta) -> AbstractAsyncContextManager[None]:
         """While the block runs, what has expired is removed every ten minutes."""
 
         def tidy() -> None:
             try:
-                self.expire(bootstrap.now(), idle, longest)
+                self.tidy(bootstrap.now(), idle, longest)
             except OutboxUnusable as error:
                 log.warning("What has expired was not removed: %s", error)
 
-        return repeated(tidy, _TIDY_EVERY_S)
-
-    # The file
-
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        with self._connection() as connection:
-            yield connection
-
-    @contextmanager
-    def writing(self, *, surely: bool = False) -> Iterator[sqlite3.Connection]:
-        """One transaction, all of it or nothing.
-
-        Args:
-            surely: on the disk when the block is left, whatever becomes of the power.
-        """
-        with self._connection() as connection:
-            connection.execute(f"PRAGMA synchronous = {'FULL' if surely else 'NORMAL'}")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        """One that nobody else has: threads come and go, so each takes what lies ready."""
-        try:
-            with self._gate:
-                found = self._idle.pop() if self._idle else None
-            found = found or self._opened()
-            try:
-                yield found
-            finally:
-                with self._gate:
-                    kept = not found.in_transaction and len(self._idle) < _IDLE_CONNECTIONS
-                    if kept:
-                        self._idle.append(found)
-                if not kept:
-                    found.close()
-        except (sqlite3.Error, OSError) as error:
-            raise _unusable(self.path, error) from None
-
-    def _opened(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        make_file(self.path)
-        opened = sqlite3.connect(
-            self.path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False
-        )
-        opened.row_factory = sqlite3.Row
-        for pragma in ("journal_mode = WAL", "secure_delete = ON"):
-            opened.execute(f"PRAGMA {pragma}")
-        return opened
+        return repeated(tidy, _TIDY_EVERY.total_seconds())
 
     def _read_key(self) -> bytes:
         with self.writing(surely=True) as connection:
@@ -422,25 +417,32 @@ class Store:
                 "INSERT INTO key (name, octets) VALUES ('signing', ?) ON CONFLICT DO NOTHING",
                 (secrets.token_bytes(32),),
             )
-            [octets] = connection.execute("SELECT octets FROM key").fetchone()
-        return bytes(octets)
+            row = connection.execute("SELECT octets FROM key WHERE name = 'signing'").fetchone()
+        return bytes(row["octets"])
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > VERSION:
-        raise sqlite3.OperationalError("made by a newer version")
-    if version < VERSION:
-        if 0 < version < 3:  # those who are signed in do so once more
-            connection.execute("DROP TABLE session")
-        for statement in (files("referrals.web") / "store.sql").read_text("utf-8").split(";\n"):
-            if statement.strip():
-                connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {VERSION}")
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name, for a page or a command.
+
+    Raises:
+        OutboxUnusable: it can't be used, or was made by another version.
+        ConfigurationError: see `bootstrap.database_of`.
+    """
+    if settings.database is None:
+        from referrals.web.store_file import StoreFile
+
+        return Store(StoreFile(settings.outbox / "web.sqlite3"))
+    database = bootstrap.database_of(settings)
+    from referrals.web.store_postgres import StoreDatabase
+
+    return Store(StoreDatabase(database))
 
 
-def _unusable(path: Path, error: Exception) -> OutboxUnusable:
-    return OutboxUnusable(f"{path} can't be used: {error}. Nothing was changed.")
+def _expire(connection: Statements, now: datetime, idle: timedelta, longest: timedelta) -> None:
+    connection.execute("DELETE FROM document WHERE expires_at <= ?", (_s(now),))
+    _lapse(connection, now, idle, longest)
+    connection.execute("DELETE FROM session WHERE lapsed_at <= ?", (_s(now - LAPSED_FOR),))
+    connection.execute("DELETE FROM attempt WHERE last_at <= ?", (_s(now - FORGET_AFTER),))
 
 
 def _hashed(token: str) -> str:
@@ -456,18 +458,28 @@ def _moment(seconds: float) -> datetime:
 
 
 def _lapse(
-    connection: sqlite3.Connection, now: datetime, idle: timedelta, longest: timedelta
+    connection: Statements, now: datetime, idle: timedelta, longest: timedelta, key: str = ""
 ) -> None:
-    """Mark what has lapsed, with the time when it did, and forget what it is not remembered for."""
+    """Mark what has lapsed, with the time when it did, and forget what it is not remembered for.
+
+    Args:
+        key: of one session; by default all.
+    """
+    idle_s, longest_s = idle.total_seconds(), longest.total_seconds()
     connection.execute(
-        "UPDATE session SET lapsed_at = min(seen_at + ?, began_at + ?), title = ''"
-        " WHERE lapsed_at IS NULL AND (seen_at <= ? OR began_at <= ?)",
-        (idle.total_seconds(), longest.total_seconds(), _s(now - idle), _s(now - longest)),
+        "UPDATE session SET title = '', lapsed_at = CASE WHEN seen_at + ? <= began_at + ?"
+        " THEN seen_at + ? ELSE began_at + ? END"
+        " WHERE lapsed_at IS NULL AND (seen_at <= ? OR began_at <= ?) AND (token = ? OR ? = '')",
+        (idle_s, longest_s, idle_s, longest_s, _s(now - idle), _s(now - longest), key, key),
     )
-    connection.execute("DELETE FROM session WHERE lapsed_at IS NOT NULL AND user IS NULL")
+    connection.execute(
+        'DELETE FROM session WHERE lapsed_at IS NOT NULL AND "user" IS NULL'
+        " AND (token = ? OR ? = '')",
+        (key, key),
+    )
 
 
-def _session(token: str, row: sqlite3.Row) -> Session:
+def _session(token: str, row: Any) -> Session:
     return Session(
         token,
         row["csrf"],
@@ -479,7 +491,7 @@ def _session(token: str, row: sqlite3.Row) -> Session:
     )
 
 
-def _document(row: sqlite3.Row) -> Document:
+def _document(row: Any) -> Document:
     return Document(
         row["id"],
         row["owner"],
@@ -493,7 +505,7 @@ def _moment_if(seconds: float | None) -> datetime | None:
     return None if seconds is None else _moment(seconds)
 
 
-def _token(row: sqlite3.Row) -> Token:
+def _token(row: Any) -> Token:
     return Token(
         row["name"],
         Role(row["role"]),

@@ -1,3 +1,4 @@
+-- As outboxes/postgres_schema/0005_page.sql has them in PostgreSQL.
 CREATE TABLE IF NOT EXISTS session (
     token TEXT PRIMARY KEY,  -- SHA-256 of what the browser holds
     csrf TEXT NOT NULL,
@@ -47,4 +48,8 @@ CREATE TABLE IF NOT EXISTS attempt (
     key TEXT PRIMARY KEY,  -- a keyed digest of an account's name, an address or a browser
     count INTEGER NOT NULL,
     last_at REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS chore (
+    name TEXT PRIMARY KEY,  -- what one process does for all
+    done_at REAL NOT NULL
 ) STRICT, WITHOUT ROWID;

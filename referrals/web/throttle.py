@@ -76,7 +76,7 @@ class Throttle:
             ]
         keys = tuple(key for key, _ in limits)
         moment = now.timestamp()
-        with self._store.writing() as connection:
+        with self._store.writing(alone=True) as connection:
             wait = timedelta(0)
             for key, allowance in limits:
                 row = connection.execute("SELECT * FROM attempt WHERE key = ?", (key,)).fetchone()
@@ -95,7 +95,9 @@ class Throttle:
                 connection.execute(
                     "INSERT INTO attempt (key, count, last_at) VALUES (?, 1, ?)"
                     " ON CONFLICT (key)"
-                    " DO UPDATE SET count = count + 1, last_at = max(last_at, excluded.last_at)",
+                    " DO UPDATE SET count = attempt.count + 1, last_at = CASE"
+                    " WHEN attempt.last_at > excluded.last_at THEN attempt.last_at"
+                    " ELSE excluded.last_at END",
                     (key, moment),
                 )
         return Attempt(keys, timedelta(0))
@@ -110,7 +112,7 @@ class Throttle:
             connection.execute("DELETE FROM attempt WHERE key = ?", (account,))
             for key in address:
                 connection.execute(
-                    "UPDATE attempt SET count = max(count - 1, 0) WHERE key = ?", (key,)
+                    "UPDATE attempt SET count = count - 1 WHERE key = ? AND count > 0", (key,)
                 )
 
 

@@ -29,6 +29,11 @@ from referrals.outboxes.postgres_steps import Step, migrate
 from referrals.outboxes.postgres_verified import PostgresVerified
 from referrals.queueing import Claimed, Outcome
 from referrals.verification import Verification
+from referrals.web.accounts import Accounts
+from referrals.web.site import Role
+from referrals.web.store import Store
+from referrals.web.store_postgres import StoreDatabase
+from referrals.web.throttle import Throttle
 from tests.conftest import NOW, TODAY
 from tests.contract.test_outbox import DELAYED, LEASE, RELAYED, claimed, record, recover
 from tests.peers import run
@@ -561,6 +566,13 @@ def test_each_role_can_do_its_work(with_roles: tuple[Server, str]) -> None:
         ("reader", "INSERT INTO audit SELECT * FROM audit"),
         ("reader", "UPDATE message SET status = 'relayed'"),
         ("reader", "DELETE FROM procrastinate_jobs"),
+        ("page", "UPDATE page.key SET octets = ''"),
+        ("page", "DROP TABLE page.session"),
+        ("page", "CREATE TABLE page.more (x int)"),
+        ("worker", "SELECT body FROM page.document"),
+        ("worker", "INSERT INTO page.chore VALUES ('x', 0)"),
+        ("reader", "SELECT csrf FROM page.session"),
+        ("reader", "SELECT octets FROM page.key"),
     ],
 )
 def test_no_role_can_do_what_is_not_its_work(
@@ -572,6 +584,38 @@ def test_no_role_can_do_what_is_not_its_work(
         pytest.raises(psycopg.errors.InsufficientPrivilege),
     ):
         db.execute(statement.encode())
+
+
+def test_the_page_alone_can_look_into_what_it_keeps(with_roles: tuple[Server, str]) -> None:
+    at, name = with_roles
+    store = Store(StoreDatabase(at.database(name, "referrals_page")))
+    accounts = Accounts(store)
+    accounts.add("jo", "purple otter lamp", Role.ADMINISTRATOR, NOW, must_change=False)
+    accounts.add("al", "purple otter lamp", Role.SENDER, NOW, must_change=False)
+    assert accounts.check("jo", "purple otter lamp", NOW)
+    accounts.remove("al")
+    throttle = Throttle(store)
+    throttle.succeeded(throttle.begin("jo", "10.0.0.1", None, NOW))
+    session = store.begin(NOW, "jo")
+    store.session(session.token, NOW + LEASE, 9 * LEASE, 9 * LEASE)
+    kept = store.save("referral", "jo", {}, NOW, LEASE)
+    assert store.take("referral", "jo", kept.id, NOW) == {}
+    token = store.add_token("program", Role.SENDER, "jo", NOW, LEASE)
+    assert token is not None
+    assert store.token_user(token, NOW)
+    assert store.revoke_token("program", NOW)
+    assert store.tidy(NOW, LEASE, LEASE)
+    store.end_everybodys()
+
+    for role in ("worker", "reader"):
+        with at.database(name, f"referrals_{role}").reader() as db:
+            open_to_it = db.execute(
+                "SELECT relname FROM pg_class WHERE relnamespace = 'page'::regnamespace"
+                " AND has_any_column_privilege(oid, 'SELECT, INSERT, UPDATE, REFERENCES')"
+            ).fetchall()
+            assert open_to_it == []
+        with pytest.raises(OutboxUnusable, match=r"permission denied.*docs/postgres\.md"):
+            Store(StoreDatabase(at.database(name, f"referrals_{role}")))
 
 
 def test_what_a_role_may_not_do_is_said_so(with_roles: tuple[Server, str]) -> None:

@@ -14,7 +14,7 @@ import httpx2
 from referrals.bootstrap import now
 from referrals.settings import RelaySettings, Security, Settings, WebSettings
 from referrals.web.site import Role
-from referrals.web.store import Store
+from referrals.web.store import open_store
 from tests.web.conftest import browsing
 
 ADMINISTRATOR = Role.ADMINISTRATOR
@@ -48,7 +48,7 @@ class Api:
 
 
 def token_of(settings: Settings, role: Role, days: float = 1) -> str:
-    store = Store(settings.outbox / "web.sqlite3")
+    store = open_store(settings)
     try:
         made = store.add_token(f"{role}-{days:g}", role, "jo", now(), timedelta(days=days))
         assert made is not None

@@ -13,7 +13,7 @@ from referrals.bootstrap import now
 from referrals.settings import Settings
 from referrals.web.accounts import Account, Accounts
 from referrals.web.site import Role
-from referrals.web.store import Store
+from referrals.web.store import open_store
 
 PASSWORD = "purple otter lamp"
 
@@ -26,7 +26,7 @@ def add_account(
     must_change: bool = False,
 ) -> Account:
     """Made as another process would, while the page runs."""
-    store = Store(settings.outbox / "web.sqlite3")
+    store = open_store(settings)
     try:
         return Accounts(store).add(name, PASSWORD, role, now(), must_change=must_change)
     finally:

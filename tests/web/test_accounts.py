@@ -17,11 +17,12 @@ from referrals.settings import Settings
 from referrals.web.accounts import AccountError, Accounts, as_name
 from referrals.web.passwords import Hashes, as_password, one_time_password, problem_with
 from referrals.web.site import Role
-from referrals.web.store import Store
+from referrals.web.store import Store, open_store
 from tests.conftest import NOW
 from tests.e2e.conftest import Command
 from tests.web.conftest import browsing, web_settings
 from tests.web.signing import PASSWORD, add_account, post, said, sign_in
+from tests.web.stores import octets
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def store(settings: Settings) -> Iterator[Store]:
-    opened = Store(settings.outbox / "web.sqlite3")
+    opened = open_store(settings)
     yield opened
     opened.close()
 
@@ -117,7 +118,7 @@ def test_a_one_time_password_is_fit_and_never_the_same() -> None:
 def test_a_password_is_kept_as_argon2id_alone(accounts: Accounts, store: Store) -> None:
     accounts.add("jo", PASSWORD, Role.SENDER, NOW, must_change=False)
 
-    whole = b"".join(path.read_bytes() for path in store.path.parent.iterdir())
+    whole = octets(store)
     assert PASSWORD.encode() not in whole
     assert b"$argon2id$v=19$m=65536,t=3,p=4$" in whole
 
@@ -146,7 +147,7 @@ def test_a_hash_with_old_parameters_is_made_anew_at_the_next_sign_in(
 
 def _kept(store: Store) -> str:
     with store.reading() as connection:
-        return str(connection.execute("SELECT password FROM account").fetchone()[0])
+        return str(connection.execute("SELECT password FROM account").fetchone()["password"])
 
 
 def test_an_unknown_name_is_verified_too_so_that_time_tells_nothing(
@@ -225,7 +226,7 @@ def _audited(settings: Settings) -> list[tuple[str, str, dict[str, str]]]:
 
 
 def _id(settings: Settings, name: str) -> str:
-    store = Store(settings.outbox / "web.sqlite3")
+    store = open_store(settings)
     try:
         account = Accounts(store).named(name)
     finally:
@@ -441,7 +442,7 @@ def test_tokens_on_the_command_line(
     assert token not in listed.said
     [told] = referrals("tokens", "list", "--json").json
     assert told["good"] is True
-    store = Store(home / "outbox" / "web.sqlite3")
+    store = open_store(Settings(outbox=home / "outbox"))
     user = store.token_user(token)
     assert user is not None
     assert user.may(Role.SENDER)

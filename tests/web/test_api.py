@@ -22,7 +22,7 @@ from referrals.telling import attempt_json, held_json
 from referrals.web import api
 from referrals.web.api_operations import OPERATIONS
 from referrals.web.site import Role
-from referrals.web.store import Store
+from referrals.web.store import open_store
 from tests.e2e.conftest import Beside, Command
 from tests.web.asking import ADMINISTRATOR, Api, api_of, token_of, with_relay
 
@@ -100,7 +100,7 @@ def test_an_expired_or_revoked_token_says_so(site_settings: Settings) -> None:
 
         one.token = token_of(site_settings, ADMINISTRATOR, days=2)
         assert one.get("outbox").status_code == 200
-        store = Store(site_settings.outbox / "web.sqlite3")
+        store = open_store(site_settings)
         assert store.revoke_token("administrator-2", now())
         store.close()
         assert one.get("outbox").status_code == 401

@@ -160,8 +160,25 @@ def test_a_store_that_can_not_be_used_is_told_of(
     client.cookies.set("referrals", "x", "127.0.0.1")
     monkeypatch.setattr("referrals.web.store.Store.session", fail)
     answer = client.get("/")
-    assert answer.status_code == 503
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
     assert "the disk is full" in answer.text
+    assert "<title>Referrals can’t be used just now – Referrals</title>" in answer.text
+    assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS
+
+
+def test_strangers_are_not_told_what_is_wrong_with_it(
+    public: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OutboxUnusable("The outbox in x on db.example.org can't be used: no such role.")
+
+    public.cookies.set("__Host-referrals", "x")
+    monkeypatch.setattr("referrals.web.store.Store.session", fail)
+    answer = public.get("/outbox")
+    assert answer.status_code == 503
+    assert "What was saved before is safe." in answer.text
+    assert "db.example.org" not in answer.text
+    assert "db.example.org" in caplog.text
 
 
 def test_a_page_that_the_world_reaches_says_that_it_is_by_tls_alone(public: TestClient) -> None:

@@ -18,7 +18,7 @@ from referrals.samples import sample_case
 from referrals.settings import RelaySettings, Security, Settings, WebSettings
 from referrals.web.accounts import Accounts
 from referrals.web.site import Role
-from referrals.web.store import Store
+from referrals.web.store import open_store
 from tests.web.conftest import Clock, browsing, web_settings
 from tests.web.provider import CLIENT, SECRET, Provider
 from tests.web.signing import PASSWORD, add_account, csrf, post, said, sign_in
@@ -319,7 +319,7 @@ def end_by_time(browser: TestClient, settings: Settings, clock: Clock) -> None:
 
 
 def with_accounts(settings: Settings, change: Callable[[Accounts], None]) -> None:
-    store = Store(settings.outbox / "web.sqlite3")
+    store = open_store(settings)
     try:
         change(Accounts(store))
     finally:

@@ -30,7 +30,7 @@ from referrals.sink import Sink
 from referrals.web.accounts import Accounts
 from referrals.web.app import build_app, build_site
 from referrals.web.site import Role
-from referrals.web.store import Store
+from referrals.web.store import open_store
 from tests.e2e.conftest import REFERRALS, Beside
 from tests.web.conftest import Serving, browsing, web_settings
 from tests.web.signing import PASSWORD, add_account, csrf, post, said, sign_in
@@ -201,7 +201,7 @@ def test_nobody_makes_themselves_an_administrator(settings: Settings) -> None:
         post(browser, "/account", form, "/account")
         assert browser.get("/accounts").status_code == 403
         assert "jo" in said(browser.get("/account"))
-    store = Store(settings.outbox / "web.sqlite3")
+    store = open_store(settings)
     assert Accounts(store).check("jane.smith", PASSWORD, now()), "and hers is as it was"
     store.close()
 

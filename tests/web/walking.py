@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 from typing import Any
 
 import httpx2
-from starlette.testclient import TestClient
 
 from referrals.case_files import flatten
 from tests.web.signing import csrf, said
@@ -78,12 +77,12 @@ class Form(HTMLParser):
 class Walker:
     """`cells` are what is typed, by the columns of a case; `at` is the journey's address."""
 
-    client: TestClient
+    client: httpx2.Client
     cells: dict[str, str] = field(default_factory=dict)
     at: str = ""
 
     @classmethod
-    def with_case(cls, client: TestClient, raw: Mapping[str, Any]) -> Walker:
+    def with_case(cls, client: httpx2.Client, raw: Mapping[str, Any]) -> Walker:
         return cls(client, dict(flatten(raw)))
 
     def get(self, path: str) -> httpx2.Response:
