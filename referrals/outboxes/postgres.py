@@ -32,7 +32,7 @@ from referrals.outboxes import postgres_jobs as jobs
 from referrals.outboxes.postgres_database import nothing
 from referrals.outboxes.postgres_link import Connection, is_text, one
 from referrals.outboxes.postgres_retention import PostgresRetention
-from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided
+from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided, storable
 from referrals.worker import owner_name
 
 _LISTEN_S = 0.5
@@ -369,7 +369,7 @@ class PostgresOutbox(PostgresRetention):
                 "stage": outcome.stage,
                 "code": reply.code if reply else None,
                 "enhanced": reply.enhanced if reply else None,
-                "words": _storable(reply.text if reply else outcome.words),
+                "words": storable(reply.text if reply else outcome.words),
                 "relay": outcome.relay,
             },
         )
@@ -590,11 +590,6 @@ class PostgresOutbox(PostgresRetention):
         finally:
             stop.set()
             thread.join()
-
-
-def _storable(words: str) -> str:
-    """A relay may say what is no text to PostgreSQL."""
-    return words.encode(errors="backslashreplace").decode().replace("\0", "\\0")
 
 
 _INSERT = """

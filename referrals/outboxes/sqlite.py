@@ -23,7 +23,7 @@ from referrals.errors import LeaseLost
 from referrals.outboxes.sqlite_account import MICROSECOND, micros, moment
 from referrals.outboxes.sqlite_file import nothing
 from referrals.outboxes.sqlite_verifications import SqliteVerifications
-from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided
+from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided, storable
 
 _Row = tuple[Any, ...]
 
@@ -289,7 +289,7 @@ class SqliteOutbox(SqliteVerifications):
                 outcome.stage,
                 reply.code if reply else None,
                 reply.enhanced if reply else None,
-                reply.text if reply else outcome.words,
+                storable(reply.text if reply else outcome.words),
                 outcome.relay,
                 claimed.attempt,
             ),

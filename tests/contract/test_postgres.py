@@ -22,12 +22,12 @@ import pytest
 from referrals.audit import verify
 from referrals.delivery import DeliveryStatus, RetryPolicy
 from referrals.errors import LeaseLost, NotInOutbox, NotPossibleNow, OutboxUnusable
-from referrals.outboxes import postgres_jobs, postgres_link, postgres_steps
+from referrals.outboxes import postgres_link, postgres_steps
 from referrals.outboxes.postgres import PostgresOutbox
 from referrals.outboxes.postgres_link import Database
 from referrals.outboxes.postgres_steps import Step, migrate
 from referrals.outboxes.postgres_verified import PostgresVerified
-from referrals.queueing import Claimed, Outcome
+from referrals.queueing import Claimed
 from referrals.verification import Verification
 from tests.conftest import NOW, TODAY
 from tests.contract.test_outbox import DELAYED, LEASE, RELAYED, claimed, record, recover
@@ -586,11 +586,3 @@ def test_what_is_no_text_is_not_there(outbox: ClockedOutbox) -> None:
     assert outbox.held(reference="R\udcff") == []
     with pytest.raises(NotInOutbox):
         outbox.retry("R\udcff", NOW)
-
-
-def test_outcome_words_may_hold_anything(outbox: ClockedOutbox) -> None:
-    outbox.queue(submissions(1), NOW)
-    odd = Outcome(DeliveryStatus.FAILED, "relay:25", "sender", None, "a\0b \udcff é")
-    assert record(outbox, claimed(outbox), odd) is DeliveryStatus.FAILED
-    assert outbox.attempts(1)[0].outcome == "failed"
-    assert postgres_jobs.QUEUE == "referrals"
