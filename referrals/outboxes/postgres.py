@@ -335,12 +335,12 @@ class PostgresOutbox(PostgresRetention):
         status, due, failures, doubled = decided(
             outcome.status, claimed, now, policy, jitter, hold_uncertain
         )
-        job, status_now, lease_owner, ended_at, ended_as, ended_by = one(
+        job, status_now, lease_owner, is_open, ended_as, ended_by = one(
             db.execute(_LOOK, (claimed.attempt, claimed.id))
         )
         if (ended_as, ended_by) == (outcome.status, outcome.relay):
             return status  # kept before, and the answer did not reach whoever asks again
-        ours = status_now == "sending" and lease_owner == owner and ended_at is None
+        ours = status_now == "sending" and lease_owner == owner and is_open
         relayed = outcome.status is DeliveryStatus.RELAYED
         if not ours and not relayed:
             raise LeaseLost(f"{claimed.outgoing.reference} was taken over by another process.")
@@ -633,7 +633,8 @@ _BEGUN = "SELECT 1 FROM attempt WHERE id = %s AND message = %s AND started_at = 
 _ENDED = "SELECT 1 FROM attempt WHERE id = %s AND ended_at = %s AND outcome = %s"
 
 _LOOK = """
-SELECT job, status, lease_owner, attempt.ended_at, attempt.outcome, attempt.relay
+SELECT job, status, lease_owner, attempt.id IS NOT NULL AND ended_at IS NULL, attempt.outcome,
+    attempt.relay
 FROM message LEFT JOIN attempt ON attempt.message = message.id AND attempt.id = %s
 WHERE message.id = %s FOR UPDATE OF message
 """

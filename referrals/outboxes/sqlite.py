@@ -276,6 +276,8 @@ class SqliteOutbox(SqliteVerifications):
         if db.execute(_RECORD_OURS, (*values, owner, claimed.attempt)).rowcount:
             if self._turns is not None:
                 self._turns.free(claimed.agency)
+        elif db.execute(_KEPT, (claimed.attempt, outcome.status, outcome.relay)).fetchone():
+            return status
         elif outcome.status is DeliveryStatus.RELAYED:
             db.execute(_RECORD, values)
         else:
@@ -449,6 +451,8 @@ WHERE id = ?
 _RECORD_OURS = f"""{_RECORD} AND status = 'sending' AND lease_owner = ?
     AND EXISTS (SELECT 1 FROM attempt WHERE attempt.id = ? AND ended_at IS NULL)
 """  # noqa: S608 - ours
+
+_KEPT = "SELECT 1 FROM attempt WHERE id = ? AND outcome = ? AND relay = ?"
 
 _COLUMNS = """
 SELECT id, reference, case_reference, sender, recipient, agency, sha256, status, due_at, failures,

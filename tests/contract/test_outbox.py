@@ -600,6 +600,34 @@ def test_failed(outbox: Outbox) -> None:
     assert actions(outbox) == ["queued", "failed"]
 
 
+@pytest.mark.parametrize("outcome", [RELAYED, FAILED, DELAYED, UNCERTAIN])
+def test_an_outcome_that_is_recorded_again_is_recorded_once(
+    outbox: Outbox, outcome: Outcome
+) -> None:
+    """By a worker that could not hear that it was kept."""
+    outbox.queue([submission()], NOW)
+    mine = claimed(outbox)
+    status = record(outbox, mine, outcome)
+    kept = only(outbox), outbox.attempts(1), actions(outbox)
+
+    assert record(outbox, mine, outcome, now=NOW + MINUTE) is status
+    assert (only(outbox), outbox.attempts(1), actions(outbox)) == kept
+
+
+def test_a_claim_that_was_given_back_says_nothing_of_the_next(outbox: Outbox) -> None:
+    """Not even of the same worker's."""
+    outbox.queue(submissions(2), NOW)
+    first = claimed(outbox)
+    second = claimed(outbox)
+    run(outbox.release(first, "me"))
+    claimed(outbox)
+    assert first.id != second.id
+
+    with pytest.raises(LeaseLost):
+        record(outbox, replace(first, attempt=0), FAILED)
+    assert outbox.counts() == {"sending": 2}
+
+
 def test_a_relay_may_say_what_is_no_text(outbox: Outbox) -> None:
     outbox.queue([submission()], NOW)
     odd = Outcome(DeliveryStatus.FAILED, "relay:25", "sender", None, "a\0b \udcff é")
