@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -34,8 +33,7 @@ from tests.contract.test_outbox import DELAYED, LEASE, RELAYED, claimed, record,
 from tests.peers import run
 from tests.postgres import ClockedOutbox, Server, server
 from tests.queued import submission, submissions
-
-DOCS = Path(__file__).parents[2] / "docs" / "postgres.md"
+from tests.roles import sql_of_roles
 
 
 @pytest.fixture
@@ -496,13 +494,12 @@ def test_an_idle_connection_that_has_died_is_replaced(outbox: ClockedOutbox, nam
 def with_roles() -> Iterator[tuple[Server, str]]:
     """A database whose roles docs/postgres.md has made, word for word."""
     name = server().empty_database()
-    text = DOCS.read_text(encoding="utf-8")
-    before, after = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)[:2]
+    before, after = sql_of_roles(name)
     with server().connected(name) as db:
-        db.execute(before.replace("DATABASE referrals", f"DATABASE {name}").encode())
+        db.execute(before)
     migrate(server().database(name, "referrals_owner"))
     with server().connected(name) as db:
-        db.execute(after.encode())
+        db.execute(after)
     yield server(), name
     postgres_link.close_idle()
 
