@@ -368,9 +368,14 @@ class SqliteOutbox(SqliteVerifications):
             "SELECT id, reference, case_reference, lease_owner, lease_until, failures,"
             " trying_since FROM message WHERE lease_until IS NOT NULL"
         ).fetchall()
-        rows = [
-            row for row in leased if row["lease_until"] < micros(now) or is_gone(row["lease_owner"])
-        ]
+        rows = sorted(
+            (
+                row
+                for row in leased
+                if row["lease_until"] < micros(now) or is_gone(row["lease_owner"])
+            ),
+            key=lambda row: int(row["id"]),
+        )
         for row in rows:
             failures, since = row["failures"], moment(row["trying_since"])
             due = next_attempt(failures, since, now, policy) if failures else now

@@ -542,6 +542,16 @@ def test_a_dead_owners_message_is_taken_back_at_once(outbox: Outbox) -> None:
     assert outbox.counts() == {"sending": 1, "uncertain": 1}
 
 
+def test_they_are_taken_back_in_the_order_in_which_they_were_queued(outbox: Outbox) -> None:
+    """So that the audit says the same, wherever it is kept."""
+    outbox.queue([submission(1, agency="b"), submission(2, agency="a")], NOW)
+    for _ in range(2):
+        claimed(outbox)
+
+    assert recover(outbox, is_gone=lambda _: True) == 2
+    assert [entry.reference for entry in outbox.audit()][-2:] == ["R-1", "R-2"]
+
+
 def test_an_uncertain_message_can_be_kept_for_a_person(outbox: Outbox) -> None:
     outbox.queue([submission()], NOW)
     claimed(outbox)
