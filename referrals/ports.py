@@ -106,6 +106,8 @@ class Deliveries(Protocol):
         """What an attempt came to, and the status that follows from it.
 
         That the relay holds it stays true whoever has the message by now: a late "relayed" counts.
+        The same outcome of the same attempt again changes nothing: whoever could not hear that it
+        was kept may say it once more.
 
         Raises:
             LeaseLost: another process has taken the message over, or a person has decided.

@@ -209,3 +209,8 @@ def still_waiting(case_reference: str, messages: int) -> NotPossibleNow:
         f"{case_reference}: {messages} of its messages still wait for the relay. "
         "Cancel them first, or deliver them."
     )
+
+
+def storable(words: str) -> str:
+    """A relay's words as every outbox can hold them: it may say what is no text."""
+    return words.encode(errors="backslashreplace").decode().replace("\0", "\\0")

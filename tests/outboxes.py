@@ -4,37 +4,56 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
+import pytest
 
+from referrals.outboxes.memory import Memory, MemoryOutbox
 from referrals.outboxes.postgres import PostgresOutbox
 from referrals.outboxes.sqlite import SqliteOutbox
 from tests.postgres import ClockedOutbox, Server, server
 
-Outbox = SqliteOutbox | PostgresOutbox
-KINDS = ("sqlite", "postgres")
+Durable = SqliteOutbox | PostgresOutbox
+Outbox = Durable | MemoryOutbox
+DURABLE = ("sqlite", "postgres")
+KINDS = ("memory", *DURABLE)
+
+durable = pytest.mark.parametrize("harness", DURABLE, indirect=True)
+"""For a test of several processes, of a commit, or of a disk: an outbox in memory has none."""
 
 
 @dataclass(frozen=True)
 class Harness:
-    """One outbox, opened as often as asked, also by other processes."""
+    """One outbox, opened as often as asked; unless it is in memory, also by other processes."""
 
     place: Path
     server: Server | None = None
     database: str = ""
+    memory: Memory | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, kind: str, folder: Path) -> Harness:
         place = folder / "outbox" / "outbox.sqlite3"
-        return cls(place) if kind == "sqlite" else cls(place, server(), server().emptied())
+        match kind:
+            case "memory":
+                return cls(place, memory=Memory())
+            case "sqlite":
+                return cls(place)
+            case _:
+                return cls(place, server(), server().emptied())
 
     @property
-    def kind(self) -> str:
-        return "sqlite" if self.server is None else "postgres"
+    def takes_turns(self) -> bool:
+        """Whether a message's turn is given when it is queued, not found when one is claimed."""
+        return self.server is not None
 
     def open(self, actor: str = "tester") -> Outbox:
+        return self.open_durable(actor) if self.memory is None else MemoryOutbox(self.memory, actor)
+
+    def open_durable(self, actor: str = "tester") -> Durable:
+        """For a test that is marked `durable`."""
         if self.server is None:
             return SqliteOutbox.open(self.place, actor)
         return ClockedOutbox.of(self.server, self.database, actor)
@@ -52,7 +71,7 @@ class Harness:
             postgres.execute(f"UPDATE referrals.{table} SET {change}".encode())
 
 
-def disk_full(outbox: Outbox) -> Exception:
+def disk_full(outbox: Durable) -> Exception:
     """What the database then says."""
     if isinstance(outbox, SqliteOutbox):
         return sqlite3.OperationalError("database or disk is full")

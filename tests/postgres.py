@@ -75,6 +75,12 @@ class Server:
         """`immediate` is as a crash: nothing is written that was not on the disk."""
         self._run("pg_ctl", "-D", "data", "-m", mode, "-w", "-s", "stop")
 
+    def processes(self) -> list[int]:
+        """Those that it has at the moment, but for the first, which begot them all."""
+        first = (self.folder / "data" / "postmaster.pid").read_text().split()[0]
+        children = Path(f"/proc/{first}/task/{first}/children").read_text()
+        return [int(one) for one in children.split()]
+
     def remove(self) -> None:
         self.stop("immediate")
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -33,7 +33,7 @@ from referrals.outboxes import postgres_jobs as jobs
 from referrals.outboxes.postgres_database import nothing
 from referrals.outboxes.postgres_link import Connection, is_text, one
 from referrals.outboxes.postgres_links import PostgresLinks, is_of_this_run
-from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided
+from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided, storable
 
 _LISTEN_S = 0.5
 _LISTEN_AGAIN_S = 2.0
@@ -376,12 +376,12 @@ class PostgresOutbox(PostgresLinks):
         status, due, failures, doubled = decided(
             outcome.status, claimed, now, policy, jitter, hold_uncertain
         )
-        job, status_now, lease_owner, ended_at, ended_as, ended_by = one(
+        job, status_now, lease_owner, is_open, ended_as, ended_by = one(
             db.execute(_LOOK, (claimed.attempt, claimed.id))
         )
         if (ended_as, ended_by) == (outcome.status, outcome.relay):
             return status  # kept before, and the answer did not reach whoever asks again
-        ours = status_now == "sending" and lease_owner == owner and ended_at is None
+        ours = status_now == "sending" and lease_owner == owner and is_open
         relayed = outcome.status is DeliveryStatus.RELAYED
         if not ours and not relayed:
             raise LeaseLost(f"{claimed.outgoing.reference} was taken over by another process.")
@@ -410,7 +410,7 @@ class PostgresOutbox(PostgresLinks):
                 "stage": outcome.stage,
                 "code": reply.code if reply else None,
                 "enhanced": reply.enhanced if reply else None,
-                "words": _storable(reply.text if reply else outcome.words),
+                "words": storable(reply.text if reply else outcome.words),
                 "relay": outcome.relay,
             },
         )
@@ -631,11 +631,6 @@ class PostgresOutbox(PostgresLinks):
             thread.join()
 
 
-def _storable(words: str) -> str:
-    """A relay may say what is no text to PostgreSQL."""
-    return words.encode(errors="backslashreplace").decode().replace("\0", "\\0")
-
-
 _INSERT = """
 INSERT INTO message (queued_at, trying_since, status, due_at, id, reference, case_reference,
     intervention, agency, content_key, sender, recipient, message_id, sha256, size, acknowledge_by,
@@ -679,7 +674,8 @@ _BEGUN = "SELECT 1 FROM attempt WHERE id = %s AND message = %s AND started_at = 
 _ENDED = "SELECT 1 FROM attempt WHERE id = %s AND ended_at = %s AND outcome = %s"
 
 _LOOK = """
-SELECT job, status, lease_owner, attempt.ended_at, attempt.outcome, attempt.relay
+SELECT job, status, lease_owner, attempt.id IS NOT NULL AND ended_at IS NULL, attempt.outcome,
+    attempt.relay
 FROM message LEFT JOIN attempt ON attempt.message = message.id AND attempt.id = %s
 WHERE message.id = %s FOR UPDATE OF message
 """

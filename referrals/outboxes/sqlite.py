@@ -23,7 +23,7 @@ from referrals.errors import LeaseLost
 from referrals.outboxes.sqlite_account import MICROSECOND, micros, moment
 from referrals.outboxes.sqlite_file import nothing
 from referrals.outboxes.sqlite_links import SqliteLinks
-from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided
+from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided, storable
 
 _Row = tuple[Any, ...]
 
@@ -297,6 +297,8 @@ class SqliteOutbox(SqliteLinks):
         if db.execute(_RECORD_OURS, (*values, owner, claimed.attempt)).rowcount:
             if self._turns is not None:
                 self._turns.free(claimed.agency)
+        elif db.execute(_KEPT, (claimed.attempt, outcome.status, outcome.relay)).fetchone():
+            return status
         elif outcome.status is DeliveryStatus.RELAYED:
             db.execute(_RECORD, values)
         else:
@@ -310,7 +312,7 @@ class SqliteOutbox(SqliteLinks):
                 outcome.stage,
                 reply.code if reply else None,
                 reply.enhanced if reply else None,
-                reply.text if reply else outcome.words,
+                storable(reply.text if reply else outcome.words),
                 outcome.relay,
                 claimed.attempt,
             ),
@@ -388,9 +390,14 @@ class SqliteOutbox(SqliteLinks):
             "SELECT id, reference, case_reference, lease_owner, lease_until, failures,"
             " trying_since FROM message WHERE lease_until IS NOT NULL"
         ).fetchall()
-        rows = [
-            row for row in leased if row["lease_until"] < micros(now) or is_gone(row["lease_owner"])
-        ]
+        rows = sorted(
+            (
+                row
+                for row in leased
+                if row["lease_until"] < micros(now) or is_gone(row["lease_owner"])
+            ),
+            key=lambda row: int(row["id"]),
+        )
         for row in rows:
             failures, since = row["failures"], moment(row["trying_since"])
             due = next_attempt(failures, since, now, policy) if failures else now
@@ -477,6 +484,8 @@ _RELAY_PACE = (
     "SELECT claimed_at FROM relay_pace WHERE relay = ?",
     "UPDATE relay_pace SET claimed_at = ? WHERE relay = ?",
 )
+
+_KEPT = "SELECT 1 FROM attempt WHERE id = ? AND outcome = ? AND relay = ?"
 
 _COLUMNS = """
 SELECT id, reference, case_reference, sender, recipient, agency, sha256, status, due_at, failures,

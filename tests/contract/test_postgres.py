@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -22,12 +21,12 @@ import pytest
 from referrals.audit import verify
 from referrals.delivery import DeliveryStatus, RetryPolicy
 from referrals.errors import LeaseLost, NotInOutbox, NotPossibleNow, OutboxUnusable
-from referrals.outboxes import postgres_jobs, postgres_link, postgres_steps
+from referrals.outboxes import postgres_link, postgres_steps
 from referrals.outboxes.postgres import PostgresOutbox
 from referrals.outboxes.postgres_link import Database
 from referrals.outboxes.postgres_steps import Step, migrate
 from referrals.outboxes.postgres_verified import PostgresVerified
-from referrals.queueing import Claimed, Outcome
+from referrals.queueing import Claimed
 from referrals.verification import Verification
 from referrals.web.accounts import Accounts
 from referrals.web.site import Role
@@ -39,8 +38,7 @@ from tests.contract.test_outbox import DELAYED, LEASE, RELAYED, claimed, record,
 from tests.peers import run
 from tests.postgres import ClockedOutbox, Server, server
 from tests.queued import submission, submissions
-
-DOCS = Path(__file__).parents[2] / "docs" / "postgres.md"
+from tests.roles import sql_of_roles
 
 
 @pytest.fixture
@@ -502,13 +500,12 @@ def test_an_idle_connection_that_has_died_is_replaced(outbox: ClockedOutbox, nam
 def with_roles() -> Iterator[tuple[Server, str]]:
     """A database whose roles docs/postgres.md has made, word for word."""
     name = server().empty_database()
-    text = DOCS.read_text(encoding="utf-8")
-    before, after = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)[:2]
+    before, after = sql_of_roles(name)
     with server().connected(name) as db:
-        db.execute(before.replace("DATABASE referrals", f"DATABASE {name}").encode())
+        db.execute(before)
     migrate(server().database(name, "referrals_owner"))
     with server().connected(name) as db:
-        db.execute(after.encode())
+        db.execute(after)
     yield server(), name
     postgres_link.close_idle()
 
@@ -631,11 +628,3 @@ def test_what_is_no_text_is_not_there(outbox: ClockedOutbox) -> None:
     assert outbox.held(reference="R\udcff") == []
     with pytest.raises(NotInOutbox):
         outbox.retry("R\udcff", NOW)
-
-
-def test_outcome_words_may_hold_anything(outbox: ClockedOutbox) -> None:
-    outbox.queue(submissions(1), NOW)
-    odd = Outcome(DeliveryStatus.FAILED, "relay:25", "sender", None, "a\0b \udcff é")
-    assert record(outbox, claimed(outbox), odd) is DeliveryStatus.FAILED
-    assert outbox.attempts(1)[0].outcome == "failed"
-    assert postgres_jobs.QUEUE == "referrals"

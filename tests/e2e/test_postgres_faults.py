@@ -360,18 +360,6 @@ def test_a_clock_that_is_ahead_takes_nothing_from_the_living() -> None:
         assert done is DeliveryStatus.RELAYED
 
 
-def test_an_outcome_that_is_recorded_again_is_recorded_once() -> None:
-    """By a worker that could not hear that it was kept."""
-    name = server().emptied()
-    with opened(name) as outbox:
-        outbox.queue(submissions(1), now())
-        mine = claimed(outbox)
-        for _ in range(2):
-            status = run(outbox.record(mine, "me", RELAYED, now(), RetryPolicy()))
-            assert status is DeliveryStatus.RELAYED
-        assert [entry.action for entry in outbox.audit()] == ["queued", "relayed"]
-
-
 def test_a_heart_beats_while_its_outbox_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_jobs, "BEAT_S", 0.02)
     monkeypatch.setattr(postgres_jobs, "SILENT_S", 1.5)
