@@ -98,6 +98,8 @@ class Server:
         name = f"outbox_{next(_numbers)}"
         with self.connected() as db:
             db.execute(f"CREATE DATABASE {name} TEMPLATE {self._made()}")
+        with self.connected(name) as db:
+            db.execute(AT_HOME)  # else it is a copy, and nothing is submitted from it
         return name
 
     def until_alone(self, database: str) -> None:
@@ -155,6 +157,11 @@ class Server:
 
 _numbers = itertools.count(1)
 
+AT_HOME = """
+UPDATE referrals.origin SET (system_identifier, database, tables, timeline) =
+    (SELECT * FROM referrals.here()), copied_as_of = NULL, last_message = NULL;
+"""
+
 _TABLES = (
     "referrals.content", "referrals.attempt", "referrals.message", "referrals.audit",
     "referrals.verification", "procrastinate.procrastinate_events",
@@ -168,6 +175,7 @@ SELECT setval('referrals.message_id_seq', 1, false), setval('referrals.attempt_i
 UPDATE referrals.chain SET number = 0, hash = repeat('0', 64);
 UPDATE referrals.pace SET claimed_at = NULL;
 """
+    + AT_HOME
 )
 
 # Before PostgreSQL's own in the search path, so that procrastinate's statements go by the test's.

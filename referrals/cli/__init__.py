@@ -44,6 +44,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Look after it": {
         "serve": ("serve", "Run the page: the same service in a browser."),
+        "backup": ("restored", "Copy the outbox, while others use it."),
         "migrate": ("migrate", "Make the outbox's tables in PostgreSQL, or bring them up to date."),
         "directory": ("directory", "The addresses: list, check, and record that one is right."),
         "accounts": ("accounts", "Who can sign in to the page: list, add, change, remove."),

@@ -31,7 +31,7 @@ from referrals.errors import LeaseLost
 from referrals.outboxes import postgres_jobs as jobs
 from referrals.outboxes.postgres_database import nothing
 from referrals.outboxes.postgres_link import Connection, is_text, one
-from referrals.outboxes.postgres_retention import PostgresRetention
+from referrals.outboxes.postgres_origin import PostgresOrigin
 from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided
 from referrals.worker import owner_name
 
@@ -39,7 +39,7 @@ _LISTEN_S = 0.5
 _LISTEN_AGAIN_S = 2.0
 
 
-class PostgresOutbox(PostgresRetention):
+class PostgresOutbox(PostgresOrigin):
     """`ports.Outbox` in a database that several machines share.
 
     All of it raises OutboxUnusable when the server says no or can't be reached; then nothing of
@@ -199,6 +199,7 @@ class PostgresOutbox(PostgresRetention):
         only: int | None,
         every: timedelta | None,
     ) -> Claimed | NotYet | None:
+        self._refuse_a_copy(db)
         worker, last = self._registered(db), None
         if every is not None:
             last = self._last_claim(db)
@@ -455,6 +456,7 @@ class PostgresOutbox(PostgresRetention):
         is_gone: Callable[[str], bool],
         hold_uncertain: bool,
     ) -> int:
+        self._refuse_a_copy(db, look=True)
         if not self._mended:
             self._mend_jobs(db)
         self._mend_due(db, now, policy)

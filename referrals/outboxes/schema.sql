@@ -1,4 +1,4 @@
--- Version 3; `migrate_2.sql` and `migrate_3.sql` make it of older ones. Times are UTC, in whole microseconds since 1970: they sort and index as they are.
+-- Version 4; `migrate_2.sql` and those after it make it of older ones. Times are UTC, in whole microseconds since 1970: they sort and index as they are.
 
 CREATE TABLE message (
     id              INTEGER PRIMARY KEY,
@@ -85,6 +85,16 @@ CREATE TABLE verification (
     verified_by TEXT NOT NULL,
     PRIMARY KEY (agency, address)
 ) STRICT, WITHOUT ROWID;
+
+-- What `referrals backup` writes into the copy that it makes: the last moment and the last message
+-- that the copy knows of. Null in the outbox itself.
+CREATE TABLE origin (
+    id           INTEGER PRIMARY KEY CHECK (id = 1),
+    copied_as_of INTEGER,
+    last_message INTEGER
+) STRICT;
+
+INSERT INTO origin VALUES (1, NULL, NULL);
 
 CREATE TRIGGER content_is_immutable BEFORE UPDATE ON content
 BEGIN SELECT RAISE(ABORT, 'queued bytes are immutable'); END;

@@ -22,13 +22,13 @@ from referrals.delivery import (
 from referrals.errors import LeaseLost
 from referrals.outboxes.sqlite_account import MICROSECOND, micros, moment
 from referrals.outboxes.sqlite_file import nothing
-from referrals.outboxes.sqlite_verifications import SqliteVerifications
+from referrals.outboxes.sqlite_origin import SqliteOrigin
 from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided
 
 _Row = tuple[Any, ...]
 
 
-class SqliteOutbox(SqliteVerifications):
+class SqliteOutbox(SqliteOrigin):
     """`ports.Outbox` in one file. Every method waits until its change is on the disk.
 
     All of them raise OutboxUnusable when the disk, SQLite or another process says no; then nothing
@@ -147,13 +147,18 @@ class SqliteOutbox(SqliteVerifications):
         only: int | None,
         every: timedelta | None,
     ) -> Claimed | NotYet | None:
-        row = self._due(db, now) if only is None else db.execute(_ONE, (only,)).fetchone()
+        if only is None:
+            row = self._due(db, now)
+        else:
+            self._refuse_a_copy(db)
+            row = db.execute(_ONE, (only,)).fetchone()
         if row is None:
             return None
         until = self._paced(db, now, every) if every is not None else None
         return self._take(db, owner, now, lease, row) if until is None else NotYet(until)
 
     def _due(self, db: sqlite3.Connection, now: datetime) -> _Row | None:
+        self._refuse_a_copy(db)
         at = micros(now)
         if self._turns is None or self._turns.at > at:
             self._turns = _Turns(db, at)
@@ -361,6 +366,7 @@ class SqliteOutbox(SqliteVerifications):
         is_gone: Callable[[str], bool],
         hold_uncertain: bool,
     ) -> int:
+        self._refuse_a_copy(db)
         self._mend_due(db, now, policy)
         leased = db.execute(
             "SELECT id, reference, case_reference, lease_owner, lease_until, failures,"

@@ -157,6 +157,7 @@ def test_an_outbox_of_version_2_gets_its_table(file: Path) -> None:
         pass
     with closing(sqlite3.connect(file)) as db:
         db.execute("DROP TABLE verification")
+        db.execute("DROP TABLE origin")
         db.execute("PRAGMA user_version = 2")
     assert sqlite_file.VERSION > 2
     with SqliteOutbox.open(file, "jo") as outbox:
