@@ -317,8 +317,8 @@ class Restoring(Protocol):
         """Have it be the outbox itself, as it is; false if it is already."""
         ...
 
-    def surely_relayed(self, since: datetime) -> list[str]:
-        """The Message-IDs of those that the relay took after a time, by its own answer."""
+    def surely_relayed(self, since: datetime, before: datetime | None = None) -> list[str]:
+        """The Message-IDs of those that the relay took in a time, by its own answer."""
         ...
 
     def unknown(self, message_ids: Sequence[str]) -> list[str]:

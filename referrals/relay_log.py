@@ -30,8 +30,10 @@ _LONGEST_LINE = 100_000
 _ID = r"([2-9A-Z]{4}-[2-9A-Z]{4}-[2-9A-Z]{4})\.[^\s<>@,;]+@[^\s<>@,;]+"
 _OURS = re.compile(rf"<({_ID})>")
 _ALONE = re.compile(rf"<?({_ID})>?")
+# From the line's start, since what follows may hold what a sender chose.
 _POSTFIX = re.compile(
-    r"(?P<host>\S+) (?P<instance>[\w.-]+)(?:/[\w.-]+)*/(?P<service>[\w-]+)\[\d+\]: "
+    r"(?:[A-Z][a-z]{2} +\d+ [\d:.]+|\d\S+) (?P<host>\S+) "
+    r"(?P<instance>[\w.-]+)(?:/[\w.-]+)*/(?P<service>[\w-]+)\[\d+\]: "
     r"(?P<queue>[0-9A-Za-z]{5,30}): (?P<rest>.*)"
 )
 _EXIM = re.compile(rf" <= .* id=({_ID})(?:\s|$)")
@@ -77,7 +79,7 @@ class RelayLog:
             self._columns = line.removeprefix("#Fields:").strip().split(",")
         elif alone := _ALONE.fullmatch(line):
             self._took(_known(alone))
-        elif ": " in line and (found := _POSTFIX.search(line)):
+        elif ": " in line and (found := _POSTFIX.match(line)):
             self._look_at_postfix(found)
         elif "@" in line:
             self._look_at_other(line)

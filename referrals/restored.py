@@ -18,13 +18,15 @@ from referrals.errors import NotPossibleNow, OutboxRestored
 from referrals.relay_log import RelayLog, reference_of
 
 if TYPE_CHECKING:
-    from referrals.ports import Restoring
+    from referrals.ports import Outbox, Restoring
 
 PORTION = 500
 """So many messages are settled in one transaction."""
 
 HELD_WORDS = "it may have been submitted after this copy of the outbox was made"
 RELAYED_WORDS = "the relay's log shows that it was taken"
+NOTED = "outbox restored"
+"""What the audit calls it when a copy is one no more."""
 SAID_SO = "somebody has said so"
 STILL_WAITS = "Something that this copy was made with waits again. Run it once more."
 
@@ -158,14 +160,17 @@ class Settled:
     was_copy: bool = False
 
 
-def evidence_of(outbox: Restoring, log: RelayLog, complete_since: datetime | None) -> Evidence:
+def evidence_of(outbox: Outbox, log: RelayLog, complete_since: datetime | None) -> Evidence:
     """The log beside what the outbox knows.
+
+    One that is complete has all that the relay is known to have taken, up to when it was restored.
 
     Raises:
         NotPossibleNow: it is said to be complete, and is not, or nothing shows that it is.
     """
     if complete_since is not None:
-        known = outbox.surely_relayed(complete_since)
+        before = None if outbox.copied() else outbox.last_noted(NOTED)
+        known = outbox.surely_relayed(complete_since, before)
         missing = [message_id for message_id in known if message_id not in log.taken]
         if missing:
             raise NotPossibleNow(

@@ -24,19 +24,16 @@ if TYPE_CHECKING:
 _MOST_SHOWN = 50
 
 
-class _Moment(click.ParamType[datetime]):
-    name = "time"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            moment = None
-        if moment is None or moment.tzinfo is None:
-            self.fail("it needs a date, a time and a zone, such as 2026-11-24T06:00:00+00:00.")
-        return moment.astimezone(UTC)
+def _moment(_ctx: click.Context, _param: click.Parameter, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise click.BadParameter("give date, time and zone, such as 2026-11-24T06:00:00+00:00.")
+    return moment.astimezone(UTC)
 
 
 @click.command("restored")
@@ -49,7 +46,7 @@ class _Moment(click.ParamType[datetime]):
 @click.option(
     "--log-is-complete-since",
     "complete_since",
-    type=_Moment(),
+    callback=_moment,
     metavar="TIME",
     help="The log misses nothing since then: try again what it does not name.",
 )

@@ -21,6 +21,7 @@ from referrals.outboxes.postgres_retention import PostgresRetention
 from referrals.relay_log import reference_of
 from referrals.restored import (
     HELD_WORDS,
+    NOTED,
     RELAYED_WORDS,
     SAID_SO,
     STILL_WAITS,
@@ -108,7 +109,7 @@ class PostgresOrigin(PostgresRetention):
             ).fetchone():
                 raise NotPossibleNow(STILL_WAITS)
             self._settle_here(db)
-            self._log(now, "outbox restored", "", "", detail)
+            self._log(now, NOTED, "", "", detail)
             return True
 
         return self._do(run)
@@ -217,12 +218,12 @@ class PostgresOrigin(PostgresRetention):
         action, detail = settled_words(verdict, row["status"])
         self._log(now, action, row["reference"], row["case_reference"], detail)
 
-    def surely_relayed(self, since: datetime) -> list[str]:
+    def surely_relayed(self, since: datetime, before: datetime | None = None) -> list[str]:
         rows = self._read(
             "SELECT DISTINCT message_id FROM attempt JOIN message ON message.id = attempt.message"
             " WHERE outcome = 'relayed' AND code IS NOT NULL AND started_at >= %s"
-            " ORDER BY message_id",
-            (since,),
+            " AND started_at < coalesce(%s, 'infinity'::timestamptz) ORDER BY message_id",
+            (since, before),
         )
         return [row["message_id"] for row in rows]
 

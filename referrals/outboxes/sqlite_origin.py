@@ -23,6 +23,7 @@ from referrals.outboxes.sqlite_verifications import SqliteVerifications
 from referrals.relay_log import reference_of
 from referrals.restored import (
     HELD_WORDS,
+    NOTED,
     RELAYED_WORDS,
     SAID_SO,
     STILL_WAITS,
@@ -71,7 +72,7 @@ class SqliteOrigin(SqliteVerifications):
             ).fetchone():
                 raise NotPossibleNow(STILL_WAITS)
             db.execute("UPDATE origin SET copied_as_of = NULL, last_message = NULL")
-            self._log(db, now, "outbox restored", "", "", detail)
+            self._log(db, now, NOTED, "", "", detail)
             return True
 
         return self._do(run)
@@ -170,12 +171,12 @@ class SqliteOrigin(SqliteVerifications):
         action, detail = settled_words(verdict, row["status"])
         self._log(db, now, action, row["reference"], row["case_reference"], detail)
 
-    def surely_relayed(self, since: datetime) -> list[str]:
+    def surely_relayed(self, since: datetime, before: datetime | None = None) -> list[str]:
         rows = self._read(
             "SELECT DISTINCT message_id FROM attempt JOIN message ON message.id = attempt.message"
             " WHERE outcome = 'relayed' AND code IS NOT NULL AND started_at >= ?"
-            " ORDER BY message_id",
-            (micros(since),),
+            " AND started_at < coalesce(?, started_at + 1) ORDER BY message_id",
+            (micros(since), None if before is None else micros(before)),
         )
         return [row["message_id"] for row in rows]
 
