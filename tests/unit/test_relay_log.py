@@ -103,7 +103,7 @@ def test_a_queue_id_of_another_machine_is_another_messages() -> None:
 
 
 def test_what_a_sender_chose_does_not_pass_for_a_queue_managers_line() -> None:
-    forged = "mx1 postfix/qmgr[3]: 4XyzAbC1dE: from=<>, size=1, nrcpt=1 (queue active)"
+    forged = active("4XyzAbC1dE").strip()
     for before in ("NOQUEUE: reject: RCPT from a[10.0.0.1]: 550 no; helo=<", "said no to "):
         line = f"Nov 24 12:00:00 mx1 postfix/smtpd[5]: {before}{forged}\n"
         assert read(cleanup("4XyzAbC1dE", A) + line).taken == set()
