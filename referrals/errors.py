@@ -16,6 +16,7 @@
         DraftUnwritable      disk full, read-only, no permission
       OutboxError          the queue says no
         OutboxUnusable       disk full, read-only, locked, or not an outbox
+          OutboxRestored       a restored copy that nobody has brought in order yet
         NotInOutbox          no such referral
         NotPossibleNow       its status does not allow it
         LeaseLost            another process has taken the message over
@@ -195,6 +196,10 @@ class OutboxError(ReferralsError):
 
 class OutboxUnusable(OutboxError):
     code = "outbox-unusable"
+
+
+class OutboxRestored(OutboxUnusable):
+    code = "outbox-restored"
 
 
 class NotInOutbox(OutboxError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from referrals.holding import Addressed, Hold, Reason, Rerouted, Rerouting
     from referrals.queueing import Attempt, Claimed, Held, NotYet, Outcome, Queued
     from referrals.relay_health import RelayFault, RelayLink, RelayState
+    from referrals.restored import Copied, Unsettled, Verdict
     from referrals.verification import Verification
 
 
@@ -395,7 +397,57 @@ class Links(Protocol):
         ...
 
 
-class Outbox(Queue, Deliveries, Account, Decisions, Retention, Addresses, Holds, Links, Protocol):
+class Restoring(Protocol):
+    """What tells a restored copy from the outbox that it was made of; see `referrals.restored`.
+
+    `claim` and `recover` raise OutboxRestored while it is a copy.
+    """
+
+    def copied(self) -> Copied | None:
+        """Why it is a copy, if it is one."""
+        ...
+
+    def take_for_copy(self, now: datetime, *, only_say: bool = False) -> Copied:
+        """Have it be a copy from here on, whether that shows or not."""
+        ...
+
+    def unsettled(self, *, waiting: bool, after: int = 0, limit: int) -> list[Unsettled]:
+        """Messages with higher numbers than `after`, in order.
+
+        Args:
+            waiting: those that a copy was made with and that wait or are under way; else those
+                that failed, or are uncertain and wait for a person.
+        """
+        ...
+
+    def settle(self, verdicts: Mapping[int, Verdict], now: datetime) -> Counter[Verdict]:
+        """Do it, to those for which it is still possible; how many there were of each."""
+        ...
+
+    def settled(self, now: datetime, detail: Mapping[str, Any]) -> bool:
+        """Have it be a copy no more, and note it in the audit; false if it is none already.
+
+        Raises:
+            NotPossibleNow: something that it was made with still waits.
+        """
+        ...
+
+    def lost_nothing(self, now: datetime) -> bool:
+        """Have it be the outbox itself, as it is; false if it is already."""
+        ...
+
+    def surely_relayed(self, since: datetime, before: datetime | None = None) -> list[str]:
+        """The Message-IDs of those that the relay took in a time, by its own answer."""
+        ...
+
+    def unknown(self, message_ids: Sequence[str]) -> list[str]:
+        """Which of these are of no message here."""
+        ...
+
+
+class Outbox(
+    Queue, Deliveries, Account, Decisions, Retention, Addresses, Holds, Links, Restoring, Protocol
+):
     """The durable queue, and the account of it: closed with `close`, or as a context manager."""
 
     @property

@@ -50,12 +50,9 @@ class Server:
     @classmethod
     def make(cls, **options: str) -> Server:
         """A new one, running."""
-        folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-        if os.getuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-        server = cls(_programs(folder), folder)
-        server._run("initdb", "-D", "data", "-A", "trust", "-U", OWNER, "-E", "UTF8",
+        server = cls.nowhere()
+        folder = server.folder
+        server.run("initdb", "-D", "data", "-A", "trust", "-U", OWNER, "-E", "UTF8",
                     "--no-locale", "--no-sync")  # fmt: skip
         told = "\n".join(
             f"{key} = '{value}'"
@@ -68,12 +65,21 @@ class Server:
         server.start()
         return server
 
+    @classmethod
+    def nowhere(cls) -> Server:
+        """One that has its folder and its programs, and no data yet."""
+        folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+        if os.getuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        return cls(_programs(folder), folder)
+
     def start(self) -> None:
-        self._run("pg_ctl", "-D", "data", "-l", "log", "-w", "-s", "start")
+        self.run("pg_ctl", "-D", "data", "-l", "log", "-w", "-s", "start")
 
     def stop(self, mode: str = "fast") -> None:
         """`immediate` is as a crash: nothing is written that was not on the disk."""
-        self._run("pg_ctl", "-D", "data", "-m", mode, "-w", "-s", "stop")
+        self.run("pg_ctl", "-D", "data", "-m", mode, "-w", "-s", "stop")
 
     def processes(self) -> list[int]:
         """Those that it has at the moment, but for the first, which begot them all."""
@@ -104,6 +110,8 @@ class Server:
         name = f"outbox_{next(_numbers)}"
         with self.connected() as db:
             db.execute(f"CREATE DATABASE {name} TEMPLATE {self._made()}")
+        with self.connected(name) as db:
+            db.execute(AT_HOME)  # else it is a copy, and nothing is submitted from it
         return name
 
     def until_alone(self, database: str) -> None:
@@ -141,10 +149,8 @@ class Server:
             db.execute(_CLOCK)
         return name
 
-    def _run(self, program: str, *arguments: str) -> None:
-        user: dict[str, Any] = {}
-        if os.getuid() == 0:
-            user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+    def run(self, program: str, *arguments: str) -> None:
+        """One of PostgreSQL's programs, in the server's folder, to its end."""
         # A file, not a pipe: the server keeps it open for as long as it runs.
         with (self.folder / "err").open("wb") as err:
             done = subprocess.run(
@@ -153,13 +159,39 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=err,
-                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
-                **user,
+                env=_ENVIRONMENT,
+                **_user(),
             )
         assert done.returncode == 0, (self.folder / "err").read_text()
 
+    def begin(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """One that goes on beside us."""
+        return subprocess.Popen(
+            [self.programs / program, *arguments],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=_ENVIRONMENT,
+            **_user(),
+        )
+
+
+_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
+
+
+def _user() -> dict[str, Any]:
+    if os.getuid() != 0:
+        return {}
+    return {"user": "nobody", "group": "nogroup", "extra_groups": []}
+
 
 _numbers = itertools.count(1)
+
+AT_HOME = """
+UPDATE referrals.origin SET (system_identifier, database, tables, timeline) =
+    (SELECT * FROM referrals.here()), copied_as_of = NULL, last_message = NULL;
+"""
 
 _TABLES = (
     "referrals.content", "referrals.attempt", "referrals.rerouted", "referrals.hold",
@@ -178,6 +210,7 @@ SELECT setval('referrals.message_id_seq', 1, false), setval('referrals.attempt_i
 UPDATE referrals.chain SET number = 0, hash = repeat('0', 64);
 UPDATE referrals.pace SET claimed_at = NULL;
 """
+    + AT_HOME
 )
 
 # Before PostgreSQL's own in the search path, so that procrastinate's statements go by the test's.

@@ -44,6 +44,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Look after it": {
         "serve": ("serve", "Run the page: the same service in a browser."),
+        "backup": ("restored", "Copy the outbox, while others use it."),
         "migrate": ("migrate", "Make the outbox's tables in PostgreSQL, or bring them up to date."),
         "hold": ("hold", "Let nothing go to an agency for now, such as when its address is wrong."),
         "release": ("hold", "End a hold: what was kept goes to the address that is right now."),

@@ -32,6 +32,7 @@ from referrals.cli.hold import (
 )
 from referrals.cli.keeping import erase_command, export_command, purge_command, purge_if_due
 from referrals.cli.relay import with_passwords
+from referrals.cli.restored import restored_command
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox
 from referrals.settings_sources import read_settings
@@ -57,6 +58,7 @@ def outbox_command() -> None:
 outbox_command.add_command(purge_command)
 outbox_command.add_command(export_command)
 outbox_command.add_command(erase_command)
+outbox_command.add_command(restored_command)
 
 
 @outbox_command.command("list")

@@ -72,6 +72,8 @@ class _Working:
         while not self._stopping.is_set():
             try:
                 with bootstrap.open_outbox(self._settings) as outbox:
+                    if not opened and (copied := outbox.copied()) is not None:
+                        raise copied.refusal(outbox.name)
                     opened, failures = opened + 1, 0
                     self._worker = bootstrap.build_worker(
                         outbox, self._relay, self._settings, told=self._told

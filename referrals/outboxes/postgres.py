@@ -221,6 +221,7 @@ class PostgresOutbox(PostgresLinks):
         every: timedelta | None,
         pace: tuple[str, timedelta] | None = None,
     ) -> Claimed | NotYet | None:
+        self._refuse_a_copy(db)
         worker = self._registered(db)
         paces = self._paces(db, every, pace)
         if paces:
@@ -496,6 +497,7 @@ class PostgresOutbox(PostgresLinks):
         is_gone: Callable[[str], bool],
         hold_uncertain: bool,
     ) -> int:
+        self._refuse_a_copy(db, look=True)
         if not self._mended:
             self._mend_jobs(db)
         self._mend_due(db, now, policy)

@@ -10,7 +10,7 @@ from typing import Any
 from referrals.outboxes import postgres_jobs as jobs
 from referrals.outboxes.postgres_database import nothing
 from referrals.outboxes.postgres_link import Connection
-from referrals.outboxes.postgres_holds import PostgresHolds
+from referrals.outboxes.postgres_origin import PostgresOrigin
 from referrals.relay_health import (
     RelayFault,
     RelayLink,
@@ -25,7 +25,7 @@ _LOCK = 7_261_002
 """Of PostgreSQL's advisory locks, the one that whoever changes these tables holds."""
 
 
-class PostgresLinks(PostgresHolds):
+class PostgresLinks(PostgresOrigin):
     """`ports.Links`. A place is free once the heart of the process that has it has stopped."""
 
     def __init__(self, *args: Any, **more: Any) -> None:

@@ -135,6 +135,16 @@ CREATE TABLE relay_pace (
     claimed_at INTEGER
 ) STRICT, WITHOUT ROWID;
 
+-- What `referrals backup` writes into the copy that it makes: the last moment and the last message
+-- that the copy knows of. Null in the outbox itself.
+CREATE TABLE origin (
+    id           INTEGER PRIMARY KEY CHECK (id = 1),
+    copied_as_of INTEGER,
+    last_message INTEGER
+) STRICT;
+
+INSERT INTO origin VALUES (1, NULL, NULL);
+
 CREATE TRIGGER content_is_immutable BEFORE UPDATE ON content
 BEGIN SELECT RAISE(ABORT, 'queued bytes are immutable'); END;
 

@@ -152,13 +152,18 @@ class SqliteOutbox(SqliteLinks):
         every: timedelta | None,
         pace: tuple[str, timedelta] | None = None,
     ) -> Claimed | NotYet | None:
-        row = self._due(db, now) if only is None else db.execute(_ONE, (only,)).fetchone()
+        if only is None:
+            row = self._due(db, now)
+        else:
+            self._refuse_a_copy(db)
+            row = db.execute(_ONE, (only,)).fetchone()
         if row is None:
             return None
         until = self._paced(db, now, every, pace) if every or pace else None
         return self._take(db, owner, now, lease, row) if until is None else NotYet(until)
 
     def _due(self, db: sqlite3.Connection, now: datetime) -> _Row | None:
+        self._refuse_a_copy(db)
         at = micros(now)
         if self._turns is None or self._turns.at > at:
             self._turns = _Turns(db, at)
@@ -385,6 +390,7 @@ class SqliteOutbox(SqliteLinks):
         is_gone: Callable[[str], bool],
         hold_uncertain: bool,
     ) -> int:
+        self._refuse_a_copy(db)
         self._mend_due(db, now, policy)
         leased = db.execute(
             "SELECT id, reference, case_reference, lease_owner, lease_until, failures,"

@@ -462,10 +462,10 @@ def _make_private(path: Path) -> None:
         path.chmod(0o600)  # SQLite gives its other files the same mode
     if about.st_size == 0:
         for folder in {path.parent, *(folder.parent for folder in missing)}:
-            _sync_folder(folder)
+            sync_folder(folder)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

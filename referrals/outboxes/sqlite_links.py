@@ -9,7 +9,7 @@ from typing import Any
 
 from referrals.outboxes.sqlite_account import micros, moment, moment_if
 from referrals.outboxes.sqlite_file import nothing
-from referrals.outboxes.sqlite_holds import SqliteHolds
+from referrals.outboxes.sqlite_origin import SqliteOrigin
 from referrals.relay_health import (
     RelayFault,
     RelayLink,
@@ -23,7 +23,7 @@ _LEASE = timedelta(minutes=20)
 """Where it can't be seen whether a process lives; longer than any attempt, as `worker.LEASE`."""
 
 
-class SqliteLinks(SqliteHolds):
+class SqliteLinks(SqliteOrigin):
     """`ports.Links`."""
 
     def __init__(self, *args: Any, **more: Any) -> None:

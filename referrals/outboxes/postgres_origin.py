@@ -1,0 +1,295 @@
+"""Where the outbox in PostgreSQL lives; a restored copy lives elsewhere, and is brought in order.
+
+Whoever first writes to a copy notes with what it was made, so that what is queued from then on is
+known to be new.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from psycopg.rows import dict_row
+
+from referrals.delivery import DeliveryStatus
+from referrals.errors import NotPossibleNow
+from referrals.outboxes import postgres_jobs as jobs
+from referrals.outboxes.postgres_link import Connection, one
+from referrals.outboxes.postgres_holds import PostgresHolds
+from referrals.relay_log import reference_of
+from referrals.restored import (
+    HELD_WORDS,
+    NOTED,
+    RELAYED_WORDS,
+    SAID_SO,
+    STILL_WAITS,
+    Copied,
+    Unsettled,
+    Verdict,
+    is_possible,
+    moment_of,
+    settled_words,
+)
+
+_PLACE = "system_identifier", "database", "tables", "timeline"
+_DIFFERS = {
+    "system_identifier": "it lies in another server than it did",
+    "database": "it lies in another database than it did",
+    "tables": "its tables were made anew from a dump",
+    "timeline": "its server was recovered from a backup, or is a standby that was promoted",
+}
+
+
+class PostgresOrigin(PostgresHolds):
+    """See `ports.Restoring`."""
+
+    _copied: Copied | None = None  # as our connection knows it
+    _looking: Connection | None = None
+    _looked: Connection | None = None
+
+    def _begun(self, connection: Connection) -> None:
+        super()._begun(connection)
+        if connection is not self._looked:  # the server may be another one now
+            self._copied = self._look(connection)
+            self._looking = connection
+
+    def _kept(self) -> None:
+        super()._kept()
+        self._looked = self._looking
+
+    def _refuse_a_copy(self, db: Connection, *, look: bool = False) -> None:
+        """Raises OutboxRestored."""
+        if look or self._copied is not None:
+            self._copied = self._look(db)
+        if self._copied is not None:
+            raise self._copied.refusal(self.name)
+
+    @staticmethod
+    def _look(db: Connection) -> Copied | None:
+        """What it is; if it is a copy, that is noted with the transaction."""
+        copied, is_noted, origin = _found(db)
+        if copied is not None and not is_noted:
+            # Not if somebody has brought it in order meanwhile.
+            db.execute(
+                "UPDATE origin SET copied_as_of = %s, last_message = %s WHERE copied_as_of IS NULL"
+                " AND (system_identifier, database, tables, timeline) = (%s, %s, %s, %s)",
+                (copied.as_of, copied.last_message, *origin),
+            )
+        return copied
+
+    def copied(self) -> Copied | None:
+        with self.database.reader() as reader:
+            return _found(reader)[0]
+
+    def take_for_copy(self, now: datetime, *, only_say: bool = False) -> Copied:
+        def run(db: Connection) -> Copied:
+            db.execute("SELECT 1 FROM origin FOR UPDATE")
+            copied = self._look(db)
+            if copied is None:
+                copied = Copied(SAID_SO, *_end(db))
+                if not only_say:
+                    db.execute(
+                        "UPDATE origin SET copied_as_of = %s, last_message = %s",
+                        (copied.as_of, copied.last_message),
+                    )
+                    self._copied = copied
+            return copied
+
+        return self._do(run)
+
+    def settled(self, now: datetime, detail: Mapping[str, Any]) -> bool:
+        def run(db: Connection) -> bool:
+            if not self._is_copy(db):
+                return False
+            if db.execute(
+                "SELECT 1 FROM message, origin WHERE job IS NOT NULL"
+                " AND message.id <= origin.last_message LIMIT 1"
+            ).fetchone():
+                raise NotPossibleNow(STILL_WAITS)
+            self._settle_here(db)
+            self._log(now, NOTED, "", "", detail)
+            return True
+
+        return self._do(run)
+
+    def lost_nothing(self, now: datetime) -> bool:
+        def run(db: Connection) -> bool:
+            if not self._is_copy(db):
+                return False
+            self._settle_here(db)
+            self._log(now, "outbox moved", "", "", {})
+            return True
+
+        return self._do(run)
+
+    def _is_copy(self, db: Connection) -> bool:
+        db.execute("SELECT 1 FROM origin FOR UPDATE")
+        return self._look(db) is not None
+
+    def _settle_here(self, db: Connection) -> None:
+        db.execute(
+            "UPDATE origin SET (system_identifier, database, tables, timeline) ="
+            " (SELECT * FROM here()), copied_as_of = NULL, last_message = NULL"
+        )
+        self._copied = None
+
+    def unsettled(self, *, waiting: bool, after: int = 0, limit: int) -> list[Unsettled]:
+        of = (
+            "job IS NOT NULL AND id <= coalesce((SELECT last_message FROM origin),"
+            " (SELECT max(id) FROM message))"
+            if waiting
+            else "job IS NULL AND status IN ('uncertain', 'failed')"
+        )
+        rows = self._read(
+            "SELECT id, reference, message_id, status, purged_at,"  # noqa: S608 - ours
+            " (SELECT min(started_at) FROM attempt WHERE attempt.message = message.id"
+            "  AND (outcome IS NULL OR outcome = 'uncertain')) AS doubtful_since,"
+            " NOT EXISTS (SELECT 1 FROM message AS newer WHERE newer.reference = message.reference"
+            "  AND newer.id > message.id) AS is_last"
+            f" FROM message WHERE id > %s AND {of} ORDER BY id LIMIT %s",
+            (after, limit),
+        )
+        return [
+            Unsettled(
+                id=row["id"],
+                reference=row["reference"],
+                message_id=row["message_id"],
+                status=DeliveryStatus(row["status"]),
+                doubtful_since=row["doubtful_since"],
+                is_whole=row["purged_at"] is None,
+                is_last=row["is_last"],
+            )
+            for row in rows
+        ]
+
+    def settle(self, verdicts: Mapping[int, Verdict], now: datetime) -> Counter[Verdict]:
+        if not verdicts:
+            return Counter()
+
+        def run(db: Connection) -> Counter[Verdict]:
+            cursor = db.cursor(row_factory=dict_row)
+            rows = cursor.execute(
+                "SELECT * FROM message WHERE id = ANY(%s) ORDER BY id FOR UPDATE", (list(verdicts),)
+            ).fetchall()
+            found: Counter[Verdict] = Counter()
+            for row in rows:
+                verdict, waits = verdicts[row["id"]], row["job"] is not None
+                if is_possible(verdict, DeliveryStatus(row["status"]), waits, row["purged_at"]):
+                    self._settle(db, row, verdict, now)
+                    found[verdict] += 1
+            return found
+
+        return self._do(run)
+
+    def _settle(
+        self, db: Connection, row: Mapping[str, Any], verdict: Verdict, now: datetime
+    ) -> None:
+        number, job = row["id"], row["job"]
+        if verdict is Verdict.DUE:
+            (turn,) = one(db.execute("SELECT next_turn(%s)", (row["agency"],)))
+            (job,) = jobs.defer(db, [(number, turn)])
+            db.execute(
+                "UPDATE message SET status = 'queued', due_at = %s, failures = 0, job = %s,"
+                " turn = %s WHERE id = %s",
+                (now, job, turn, number),
+            )
+        else:
+            # Procrastinate's statements refuse a job that is not in the state they ask for.
+            if job is not None and jobs.status(db, job) == "doing":
+                jobs.finish(db, job)
+            elif job is not None:
+                jobs.cancel(db, job)
+            relayed = verdict is Verdict.RELAYED
+            values = {
+                "message": number,
+                "now": now,
+                "as_of": self._copied.as_of if self._copied else now,
+                "status": "relayed" if relayed else "uncertain",
+                "words": RELAYED_WORDS if relayed else HELD_WORDS,
+                "relayed": now if relayed else None,
+                "doubled": not relayed,
+            }
+            ended = db.execute(_END_ATTEMPT, values).rowcount
+            if not ended:
+                db.execute(_ADD_ATTEMPT, values)
+            db.execute(_REST, values | {"added": 0 if ended else 1})
+        action, detail = settled_words(verdict, row["status"])
+        self._log(now, action, row["reference"], row["case_reference"], detail)
+
+    def surely_relayed(self, since: datetime, before: datetime | None = None) -> list[str]:
+        rows = self._read(
+            "SELECT DISTINCT message_id FROM attempt JOIN message ON message.id = attempt.message"
+            " WHERE outcome = 'relayed' AND code IS NOT NULL AND started_at >= %s"
+            " AND started_at < coalesce(%s, 'infinity'::timestamptz) ORDER BY message_id",
+            (since, before),
+        )
+        return [row["message_id"] for row in rows]
+
+    def unknown(self, message_ids: Sequence[str]) -> list[str]:
+        found: list[str] = []
+        for first in range(0, len(message_ids), 1_000):
+            some = message_ids[first : first + 1_000]
+            rows = self._read(
+                "SELECT message_id FROM message WHERE reference = ANY(%s)",
+                ([reference_of(each) for each in some],),
+            )
+            here = {row["message_id"] for row in rows}
+            found += [each for each in some if each not in here]
+        return found
+
+
+def _found(db: Connection) -> tuple[Copied | None, bool, tuple[Any, ...]]:
+    """What it is, whether that was noted, and where it was known to be."""
+    row = one(db.execute(_WHERE))
+    (then, now), (as_of, last) = (row[:4], row[4:8]), row[8:10]
+    moved = [
+        name
+        for name, was, is_now in zip(_PLACE, then, now, strict=True)
+        if is_now not in (was, None)
+    ]
+    if not moved and as_of is None:
+        return None, False, then
+    if as_of is not None:
+        return Copied(_why(moved), as_of, last), True, then
+    return Copied(_why(moved), *_end(db)), False, then
+
+
+def _end(db: Connection) -> tuple[datetime, int]:
+    """The last moment that the audit knows of, and the last message."""
+    moment, last = one(
+        db.execute(
+            "SELECT (SELECT at FROM audit ORDER BY number DESC LIMIT 1),"
+            " (SELECT coalesce(max(id), 0) FROM message)"
+        )
+    )
+    return moment_of(moment), last
+
+
+def _why(moved: Sequence[str]) -> str:
+    return _DIFFERS[moved[0]] if moved else SAID_SO
+
+
+_WHERE = """
+SELECT origin.system_identifier, origin.database, origin.tables, origin.timeline,
+    here.system_identifier, here.database, here.tables, here.timeline, copied_as_of, last_message
+FROM origin, here()
+"""
+
+_END_ATTEMPT = """
+UPDATE attempt SET ended_at = %(now)s, outcome = %(status)s, words = %(words)s
+WHERE message = %(message)s AND ended_at IS NULL
+"""
+
+_ADD_ATTEMPT = """
+INSERT INTO attempt (message, started_at, ended_at, outcome, words)
+VALUES (%(message)s, least(%(as_of)s, %(now)s), %(now)s, %(status)s, %(words)s)
+"""
+
+_REST = """
+UPDATE message SET status = %(status)s, due_at = NULL, lease_until = NULL, lease_owner = NULL,
+    job = NULL, attempts = attempts + %(added)s, maybe_doubled = maybe_doubled OR %(doubled)s,
+    relayed_at = coalesce(relayed_at, %(relayed)s)
+WHERE id = %(message)s
+"""
