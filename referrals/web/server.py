@@ -41,31 +41,25 @@ async def serve(settings: Settings, started: Callable[[str], None]) -> None:
         timeout_keep_alive=15,
         limit_concurrency=500,
     )
-    supervisor = Supervisor.of(os.environ)
-    server = _Server(config, lambda: started(address(settings.web, listening)), supervisor)
-    async with supervisor.watching(lambda: True):
+    server = _Server(config, lambda: started(address(settings.web, listening)))
+    async with server.supervisor.watching(lambda: True):
         await server.serve([listening])
 
 
 class _Server(uvicorn.Server):
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        on_start: Callable[[], None],
-        supervisor: Supervisor = Supervisor(),  # noqa: B008 - frozen
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_start = on_start
-        self._supervisor = supervisor
+        self.supervisor = Supervisor.of(os.environ)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_start()
-            self._supervisor.ready("Answering.")
+            self.supervisor.ready("Answering.")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._supervisor.stopping("Finishing what is under way, then stopping.")
+        self.supervisor.stopping("Finishing what is under way, then stopping.")
         super().handle_exit(sig, frame)
 
 
