@@ -158,6 +158,8 @@ def _read_all() -> Settings:
                 secrets_prefix="",
                 secrets_nested_delimiter="_",
             )
+            # As with variables: an empty file is there for who has to name one.
+            folder.env_vars = {name: value for name, value in folder.env_vars.items() if value}
             toml = InitSettingsSource(settings_cls, from_file)
             environment = EnvSettingsSource(settings_cls)
             environment.env_vars = _ours(os.environ)

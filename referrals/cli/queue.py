@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import signal
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -227,6 +229,7 @@ def deliver_with(
     settings: Settings,
     *,
     told: Callable[[Claimed, DeliveryStatus, Outcome], None],
+    stopping: Callable[[], None] = lambda: None,
 ) -> Worker:
     """A worker that SIGTERM or Ctrl-C stops once what is under way is done.
 
@@ -238,6 +241,7 @@ def deliver_with(
     def stop(number: signal.Signals) -> None:
         loop.remove_signal_handler(number)
         click.echo("Finishing what is under way, then stopping.", err=True)
+        stopping()
         worker.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -256,10 +260,13 @@ def deliver_command(watch: bool, as_json: bool) -> None:
 
     Once a day it forgets old content afterwards, as `outbox purge` does (delivery.purge).
     """
+    from referrals.supervisor import Supervisor
+    from referrals.vitals import Vitals
     from referrals.worker import Report
 
     settings = with_passwords(read_settings())
     relay = settings.relay
+    vitals = Vitals(Supervisor.of(os.environ if watch else {}), settings.delivery.lanes)
     whole = Report()
     purged: Retained | None = None
     held = settings.delivery.on_uncertain == "hold"
@@ -274,6 +281,7 @@ def deliver_command(watch: bool, as_json: bool) -> None:
     }
 
     def told(claimed: Claimed, status: DeliveryStatus, outcome: Outcome) -> None:
+        vitals.recorded(status)
         if not as_json:
             tell(claimed, status, outcome)
             if status in after:
@@ -282,9 +290,12 @@ def deliver_command(watch: bool, as_json: bool) -> None:
     async def run() -> None:
         nonlocal whole, purged
         with open_outbox(settings) as outbox:
-            worker = deliver_with(outbox, relay, settings, told=told)
+            worker = deliver_with(outbox, relay, settings, told=told, stopping=vitals.stopping)
             if watch:
-                await watch_with(outbox, worker, settings, as_json)
+                gc.enable()
+                async with vitals.watched():
+                    vitals.opened()
+                    await watch_with(outbox, worker, settings, as_json, vitals.seen)
             else:
                 whole = await worker.deliver_due()
                 purged = purge_if_due(outbox, settings)
@@ -322,15 +333,26 @@ def deliver_command(watch: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(code)
 
 
-async def watch_with(outbox: Outbox, worker: Worker, settings: Settings, as_json: bool) -> None:
-    """Deliver whatever becomes due, until the worker is stopped."""
+async def watch_with(
+    outbox: Outbox,
+    worker: Worker,
+    settings: Settings,
+    as_json: bool,
+    seen: Callable[[Report], None],
+) -> None:
+    """Deliver whatever becomes due, until the worker is stopped. `seen` is told of each round."""
     loop = asyncio.get_running_loop()
+    watcher = _Watcher(outbox, settings, as_json)
+
+    def looked(report: Report) -> None:
+        seen(report)
+        watcher(report)
 
     def heard() -> None:
         loop.call_soon_threadsafe(worker.wake)
 
     with outbox.listening(heard):
-        await worker.watch(_Watcher(outbox, settings, as_json))
+        await worker.watch(looked)
 
 
 def tell(claimed: Claimed, status: DeliveryStatus, outcome: Outcome) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import signal
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import click
 
 from referrals import bootstrap
 from referrals.cli.common import json_option, print_json
+from referrals.cli.listening import Address, AddressType
 from referrals.cli.queue import tell, watch_with
 from referrals.cli.relay import with_passwords
-from referrals.errors import OutboxUnusable
+from referrals.errors import ConfigurationError, OutboxUnusable, Problem
 from referrals.settings_sources import read_settings
+from referrals.supervisor import Supervisor
+from referrals.vitals import Vitals
 
 if TYPE_CHECKING:
     from referrals.delivery import DeliveryStatus
@@ -32,18 +37,28 @@ _AGAIN_S = (1.0, 5.0, 15.0)
     type=click.IntRange(1, 64),
     help="Connections to the relay at the same time. [default: delivery.lanes]",
 )
+@click.option(
+    "--health",
+    type=AddressType(),
+    metavar="[HOST:]PORT",
+    help="Answer there about health and figures; on this machine alone unless HOST is given.",
+)
 @json_option
-def worker_command(concurrency: int | None, as_json: bool) -> None:
+def worker_command(concurrency: int | None, health: Address | None, as_json: bool) -> None:
     """Deliver what is due from PostgreSQL, until stopped (SIGTERM, Ctrl-C).
 
     Any number of them may run, on any number of machines: each message is taken by one. A stop
     finishes what is under way. What a killed one had is noticed by the others, at once on the same
     machine and within a minute elsewhere. If the database goes away it waits for it.
 
+    --health offers /health/live, /health/ready and /metrics, as the page does; what it tells of
+    its parts, and /metrics, only to this machine or to who has web.metrics_token. systemd is told
+    when it is ready, and hears from it while its work gets on (Type=notify, WatchdogSec).
+
     With a file in place of PostgreSQL, see `referrals deliver --watch`.
 
     \b
-    Example: referrals worker --concurrency 8
+    Example: referrals worker --concurrency 8 --health 9464
     """
     settings = read_settings()
     bootstrap.database_of(settings)
@@ -52,7 +67,30 @@ def worker_command(concurrency: int | None, as_json: bool) -> None:
     if concurrency is not None:
         delivery = settings.delivery.model_copy(update={"lanes": concurrency})
         settings = settings.model_copy(update={"delivery": delivery})
-    asyncio.run(_Working(settings, relay, as_json).run())
+    gc.enable()
+    working = _Working(settings, relay, as_json)
+    with _answering(health, settings, working.vitals):
+        asyncio.run(working.run())
+
+
+def _answering(
+    health: Address | None, settings: Settings, vitals: Vitals
+) -> AbstractContextManager[object]:
+    if health is None:
+        return nullcontext()
+    try:
+        from referrals.health_server import answering
+    except ImportError:
+        raise ConfigurationError(
+            [
+                Problem(
+                    "--health",
+                    "needs packages that are not installed.",
+                    "pip install 'referrals[postgres]'",
+                )
+            ]
+        ) from None
+    return answering(health.host, health.port, settings, vitals)
 
 
 class _Working:
@@ -62,12 +100,17 @@ class _Working:
         self._as_json = as_json
         self._stopping = asyncio.Event()
         self._worker: Worker | None = None
+        self.vitals = Vitals(Supervisor.of(os.environ), settings.delivery.lanes)
 
     async def run(self) -> None:
         """Raises OutboxUnusable if the database can't be used from the start."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
+        async with self.vitals.watched():
+            await self._work()
+
+    async def _work(self) -> None:
         opened = failures = 0
         while not self._stopping.is_set():
             try:
@@ -78,10 +121,14 @@ class _Working:
                     self._worker = bootstrap.build_worker(
                         outbox, self._relay, self._settings, told=self._told
                     )
-                    await watch_with(outbox, self._worker, self._settings, self._as_json)
+                    self.vitals.opened()
+                    await watch_with(
+                        outbox, self._worker, self._settings, self._as_json, self.vitals.seen
+                    )
             except OutboxUnusable as error:
                 if not opened:
                     raise
+                self.vitals.waiting()
                 click.echo(f"Waiting: {error}", err=True)
                 await self._stopped_within(_AGAIN_S[min(failures, len(_AGAIN_S) - 1)])
                 failures += 1
@@ -91,6 +138,7 @@ class _Working:
         asyncio.get_running_loop().remove_signal_handler(number)
         click.echo("Finishing what is under way, then stopping.", err=True)
         self._stopping.set()
+        self.vitals.stopping()
         if self._worker is not None:
             self._worker.stop()
 
@@ -100,6 +148,7 @@ class _Working:
                 await self._stopping.wait()
 
     def _told(self, claimed: Claimed, status: DeliveryStatus, outcome: Outcome) -> None:
+        self.vitals.recorded(status)
         if self._as_json:
             print_json({"reference": claimed.outgoing.reference, "status": str(status)})
         else:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
 import time
-from collections import Counter as Tally
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -14,10 +12,9 @@ from prometheus_client import (
     Counter,
     Histogram,
     ProcessCollector,
-    disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -25,9 +22,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from referrals import bootstrap
-from referrals.delivery import DeliveryStatus
+from referrals import figures
 from referrals.errors import ReferralsError
+from referrals.figures import FORWARDED, TEXT, gauge, has_token
 from referrals.settings import WebSettings, is_loopback
 from referrals.web.site import site_of
 
@@ -36,13 +33,8 @@ if TYPE_CHECKING:
 
     from referrals.web.site import Site
 
-# They are a second line for each series, which nobody asks after.
-disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs
-
-_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
 class Metrics:
@@ -130,30 +122,21 @@ class _Now(Collector):
 
     def collect(self) -> Iterator[Metric]:
         site, now = self._site, self._site.now
-        usable = 1
+        yield figures.of_program()
+        yield from figures.of_outbox(figures.look(site.settings, "metrics", now), now)
         try:
-            with bootstrap.open_outbox(site.settings, "metrics") as outbox:
-                counts = Tally(outbox.counts())
-                due = outbox.oldest_due(now)
+            agencies, today = site.service.directory.agencies.values(), site.service.today()
         except ReferralsError:
-            usable, counts, due = 0, Tally(), None
-        yield _gauge("referrals_outbox_usable", "Whether the outbox can be read.", usable)
-        if usable:
-            messages = GaugeMetricFamily(
-                "referrals_outbox_messages", "Messages in the outbox.", labels=["status"]
-            )
-            for status in DeliveryStatus:
-                if status is not DeliveryStatus.DRAFTED:
-                    messages.add_metric([status], counts[status])
-            yield messages
-            yield _gauge(
-                "referrals_outbox_oldest_due_seconds",
-                "How long the message that is due longest has been so; 0 where none is.",
-                (now - due).total_seconds() if due else 0.0,
+            pass
+        else:
+            yield gauge(
+                "referrals_directory_unverified_addresses",
+                "Addresses that nobody verified within their review time.",
+                sum(1 for one in agencies if one.email and not one.is_verified(today)),
             )
         courier = site.courier
-        yield _gauge("referrals_courier_runs", "Whether the courier runs.", int(courier.runs))
-        yield _gauge(
+        yield gauge("referrals_courier_runs", "Whether the courier runs.", int(courier.runs))
+        yield gauge(
             "referrals_courier_fault",
             "Whether the courier can relay nothing just now.",
             int(bool(courier.fault)),
@@ -163,11 +146,7 @@ class _Now(Collector):
             sessions = site.store.signed_in(now, timedelta(minutes=web.idle_minutes))
         except ReferralsError:
             return
-        yield _gauge("referrals_sessions", "Sessions of people who are signed in.", sessions)
-
-
-def _gauge(name: str, words: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, words, value=value)
+        yield gauge("referrals_sessions", "Sessions of people who are signed in.", sessions)
 
 
 def may_look_inside(request: Request, web: WebSettings) -> bool:
@@ -176,12 +155,9 @@ def may_look_inside(request: Request, web: WebSettings) -> bool:
     Where `web.address` is set or somebody forwards, a proxy on this machine may be speaking for
     anybody: then only the token counts.
     """
-    given = request.headers.get("authorization", "")
-    if web.metrics_token is not None and given[:7].lower() == "bearer ":
-        expected = web.metrics_token.get_secret_value()
-        if hmac.compare_digest(given[7:].strip().encode(), expected.encode()):
-            return True
-    if web.address is not None or any(name in request.headers for name in _FORWARDED):
+    if has_token(request.headers.get("authorization", ""), web.metrics_token):
+        return True
+    if web.address is not None or any(name in request.headers for name in FORWARDED):
         return False
     return request.client is not None and is_loopback(request.client.host)
 
@@ -198,7 +174,7 @@ async def _metrics(request: Request) -> Response:
         return (generate_latest(metrics.registry) if metrics else b"") + generate_latest(now)
 
     content = await run_in_threadpool(figures)
-    return Response(content, headers={"Content-Type": _TEXT})
+    return Response(content, headers={"Content-Type": TEXT})
 
 
 def routes() -> list[BaseRoute]:

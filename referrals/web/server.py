@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 
 from referrals.errors import ConfigurationError, Problem
 from referrals.settings import Settings, WebSettings
+from referrals.supervisor import Supervisor
 from referrals.web.app import build_app, build_site
 from referrals.web.wire import Wire
 
@@ -38,18 +41,26 @@ async def serve(settings: Settings, started: Callable[[str], None]) -> None:
         timeout_keep_alive=15,
         limit_concurrency=500,
     )
-    await _Server(config, lambda: started(address(settings.web, listening))).serve([listening])
+    server = _Server(config, lambda: started(address(settings.web, listening)))
+    async with server.supervisor.watching(lambda: True):
+        await server.serve([listening])
 
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_start = on_start
+        self.supervisor = Supervisor.of(os.environ)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_start()
+            self.supervisor.ready("Answering.")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.supervisor.stopping("Finishing what is under way, then stopping.")
+        super().handle_exit(sig, frame)
 
 
 def address(web: WebSettings, listening: socket.socket) -> str:

@@ -192,6 +192,14 @@ def test_the_config_folder_named_in_dotenv_gives_its_settings(sources: Sources) 
     assert config_folder(settings) == sources.config
 
 
+def test_an_empty_secret_counts_as_none(sources: Sources) -> None:
+    """Who runs us may have to name a file for each, whether there is a secret or not."""
+    sources.secret("relay.host", "smtp.council.test")
+    (sources.secrets / "relay_password").write_text("", encoding="utf-8")
+    settings = read_settings()
+    assert (settings.relay.host, settings.relay.password) == ("smtp.council.test", None)
+
+
 def test_the_secrets_folder_named_in_dotenv_gives_its_secrets(sources: Sources) -> None:
     (sources.secrets / "relay_username").write_text("u\n", encoding="utf-8")
     sources.dotenv("secrets", str(sources.secrets))
