@@ -48,9 +48,9 @@ class Server:
     folder: Path
 
     @classmethod
-    def make(cls, **options: str) -> Server:
-        """A new one, running."""
-        folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+    def make(cls, top: Path = Path("/tmp"), **options: str) -> Server:
+        """A new one, running, in a folder below `top`."""
+        folder = Path(tempfile.mkdtemp(prefix="pg-", dir=top))
         if os.getuid() == 0:
             nobody = pwd.getpwnam("nobody")
             os.chown(folder, nobody.pw_uid, nobody.pw_gid)
