@@ -1,4 +1,4 @@
-"""A PostgreSQL of the benchmark's own, and what it spent: processor, log, waits for the disk, room."""
+"""A PostgreSQL of the benchmark's own, and what it spends: processor, log, waits for the disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import psycopg
 from procrastinate.schema import SchemaManager
 
 from benchmarks.cold_start import ROOT
@@ -70,8 +69,7 @@ class Base:
     def ask(self, statement: str, values: Any = ()) -> Any:
         """The first row."""
         with self.server.connected(self.name) as db:
-            row = db.execute(statement.encode(), values).fetchone()
-        return row
+            return db.execute(statement.encode(), values).fetchone()
 
     # How far it is
 
@@ -79,8 +77,13 @@ class Base:
         """Entries of the audit: one for each message queued, one for each relayed."""
         return int(self.ask("SELECT number FROM referrals.chain")[0])
 
-    def waiting(self) -> int:
-        return int(self.ask("SELECT count(*) FROM referrals.message WHERE job IS NOT NULL")[0])
+    def waiting(self, after: int = 0) -> int:
+        """Of the messages with higher numbers."""
+        return int(
+            self.ask(
+                "SELECT count(*) FROM referrals.message WHERE id > %s AND job IS NOT NULL", (after,)
+            )[0]
+        )
 
     def last(self) -> int:
         """The number of the newest message."""
@@ -129,7 +132,7 @@ class Base:
         return int(row[0])
 
     def fetch_ms(self, times: int = 20) -> float:
-        """Median time in the server to find the job whose turn it is; what was taken is put back."""
+        """Median time in the server to find the job whose turn it is; what is taken is put back."""
         with self.server.connected(self.name) as db:
             db.execute("SET search_path = procrastinate")
             db.execute("BEGIN")
@@ -225,6 +228,3 @@ def _children(pid: int) -> list[int]:
         return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
-
-
-__all__ = ["Base", "Spent", "new_jobs", "new_outbox", "psycopg", "started", "version"]

@@ -1,4 +1,4 @@
-"""Several workers on one queue in PostgreSQL, beside procrastinate's own worker: `make bench-scale`.
+"""Several workers on one queue in PostgreSQL, beside procrastinate alone: `make bench-scale`.
 
 First how fast what waits is worked off, by one, two and four workers, in turns with procrastinate
 alone; then what a message costs, how long it takes from queued to relayed, where those who write
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -80,6 +80,7 @@ class Drained:
     worker_cpu_s: float = 0.0
     spent: Spent = field(default_factory=lambda: Spent(0, 0, 0, 0))
     waits: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Workshop:
         """Queue so many more; messages a second."""
         made = self.queueing(base, count, processes=processes, **how)
         told = [_told(one) for one in made]
-        return count / max(one["seconds"] for one in told)
+        return count / max(float(one["seconds"]) for one in told)
 
     def queueing(
         self, base: Base, count: int, *, processes: int = 1, rate: float = 0.0, **how: Any
@@ -166,7 +167,9 @@ class Workshop:
             "SELECT extract(epoch FROM percentile_disc(0.9) WITHIN GROUP (ORDER BY relayed_at)"
             " - percentile_disc(0.1) WITHIN GROUP (ORDER BY relayed_at)) FROM referrals.message"
         )
-        return Drained(0.8 * count / float(seconds), sum(used), spent, waits)
+        return Drained(
+            0.8 * count / float(seconds), sum(used), spent, waits, base.bytes_a_message()
+        )
 
     def bare(self, count: int, workers: int, port: int | None = None) -> Drained:
         """Procrastinate's own workers with as many jobs; with a relay, each submits a letter."""
@@ -204,17 +207,17 @@ class Workshop:
             ):  # fmt: skip
                 _told(one)
             _until(lambda: base.entries() >= 2 * count, "all are relayed", _PATIENCE_S)
-        return _latencies(base, "TRUE")
+        return _latencies(base)
 
 
 def _told(process: subprocess.Popen[str]) -> Any:
     words, _ = process.communicate()
     if process.returncode:
-        raise RuntimeError(f"{process.args} exited {process.returncode}")
+        raise RuntimeError(f"{process.args!r} exited {process.returncode}")
     return json.loads(words)
 
 
-def _until(done: Any, what: str, patience_s: float = 30.0) -> None:
+def _until(done: Callable[[], bool], what: str, patience_s: float = 30.0) -> None:
     limit = time.monotonic() + patience_s
     while not done():
         if time.monotonic() > limit:
@@ -222,11 +225,13 @@ def _until(done: Any, what: str, patience_s: float = 30.0) -> None:
         time.sleep(0.05)
 
 
-def _latencies(base: Base, where: str) -> list[float]:
+def _latencies(base: Base, after: int = 0) -> list[float]:
+    """Of the messages with higher numbers."""
     with base.server.connected(base.name) as db:
         rows = db.execute(
             "SELECT extract(epoch FROM relayed_at - queued_at)::float FROM referrals.message"
-            f" WHERE relayed_at IS NOT NULL AND {where}".encode()
+            " WHERE relayed_at IS NOT NULL AND id > %s",
+            (after,),
         ).fetchall()
     return [one for (one,) in rows]
 
@@ -256,7 +261,7 @@ def throughput(shop: Workshop, plan: Plan) -> tuple[bool, dict[int, list[Drained
             if turn == 0 or plan is FULL:
                 relaying[workers].append(shop.bare_submitting(count, workers))
     print(
-        f"\n1. Working off {count:,} messages, {LANES} lanes each worker; medians of {plan.rounds}\n"
+        f"\n1. Working off {count:,}, {LANES} lanes each worker; medians of {plan.rounds} rounds\n"
         f"\n{'':9}{'referrals':>12}{'procrastinate, bare':>22}{'ratio':>8}{'':14}"
         f"{'with aiosmtplib':>17}{'ratio':>8}\n"
         f"{'workers':9}{'messages/s':>12}{'jobs/s':>22}{'':22}{'letters/s':>17}"
@@ -302,6 +307,11 @@ def costs(shop: Workshop, plan: Plan, ours: Mapping[int, Sequence[Drained]]) -> 
         base = database.new_outbox(shop.server)
         print(f", {processes}: {shop.queue(base, count, processes=processes):,.0f}", end="")
     print(".")
+    sizes = ours[1][-1].sizes
+    shown = ", ".join(f"{name} {one / 1000:.1f}" for name, one in sizes.items())
+    print(
+        f"On the disk, with indexes, KB a message: {shown}; in all {sum(sizes.values()) / 1000:.1f}."
+    )
     print("\nWhat the server's processes were at while they drained (of those at work):")
     for workers in WORKERS:
         waits = dict(ours[workers][-1].waits)
@@ -354,7 +364,7 @@ def backlogs(shop: Workshop, plan: Plan) -> None:
     """One busy agency's backlog, longer and longer, in one outbox."""
     base = database.new_outbox(shop.server)
     print(
-        "\n5. A backlog of one busy agency; two workers; a quiet agency's messages come in meanwhile\n"
+        "\n5. A backlog of one busy agency and two workers; a quiet agency's come in meanwhile\n"
         f"\n{'':11}{'queued':>9}{'fetch':>8}{'fetch':>9}{'claim':>8}{'counts':>9}{'oldest':>8}"
         f"{'list':>8}{'relayed':>9}  quiet agency, ms"
         f"\n{'backlog':11}{'a second':>9}{'ms':>8}{'dead ms':>9}{'ms':>8}{'ms':>9}{'due ms':>8}"
@@ -372,10 +382,7 @@ def backlogs(shop: Workshop, plan: Plan) -> None:
             f"{looks['oldest']:>8.1f}{looks['list']:>8.0f}{relayed:>9,.0f}{spread(quiet)}",
             flush=True,
         )
-    sizes = base.bytes_a_message()
-    shown = ", ".join(f"{name} {one / 1000:.1f} KB" for name, one in sizes.items())
-    print(f"\nOn the disk a message takes {sum(sizes.values()) / 1000:.1f} KB: {shown}.")
-    print(f"Of procrastinate's jobs, {base.dead_jobs():,} dead rows are left at the end.")
+    print(f"\nOf procrastinate's jobs, {base.dead_jobs():,} dead rows are left at the end.")
 
 
 def _claim_ms(base: Base, times: int = 40) -> float:
@@ -428,18 +435,13 @@ def _with_quiet(shop: Workshop, base: Base, seconds: float) -> tuple[float, list
             base, max(5, int(20 * seconds)), rate=20, group=1, agencies="quiet"
         )
         _told(quiet)
-        _until(
-            lambda: base.ask(
-                "SELECT count(*) FROM referrals.message WHERE id > %s AND job IS NOT NULL", (before,)
-            )[0] == 0,
-            "the quiet agency's are relayed",
-        )  # fmt: skip
+        _until(lambda: base.waiting(before) == 0, "the quiet agency's are relayed")
     (rate,) = base.ask(
         "SELECT count(*) / extract(epoch FROM max(relayed_at) - min(relayed_at))"
         " FROM referrals.message WHERE agency = 'busy' AND relayed_at >="
         " (SELECT min(queued_at) FROM referrals.message WHERE id > %s)", (before,)
     )  # fmt: skip
-    return float(rate or 0), _latencies(base, f"id > {before}")
+    return float(rate or 0), _latencies(base, before)
 
 
 # The command
@@ -483,6 +485,7 @@ def options() -> argparse.Namespace:
     much.add_argument("--quick", action="store_true", help="two minutes, and less sure")
     much.add_argument("--full", action="store_true", help="a backlog of 1,000,000 as well; long")
     parser.add_argument("--only", choices=["rate", "latency", "chain", "backlog"], help="one part")
+    parser.add_argument("--costs", type=Path, help="a file for what `make simulate` wants to know")
     parser.add_argument("--referrals", type=Path, default=REFERRALS, help="our command")
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()), help="a real disk"
@@ -513,7 +516,7 @@ def main() -> int:
                     f"{_file_system(top)}; a letter has {letters.mean_size / 1000:.1f} KB"
                 )
                 shop = Workshop(server, top, asked.referrals.resolve(), top / "letters")
-                met = measure(shop, plan, asked.only)
+                met = measure(shop, plan, asked.only, asked.costs)
     except (RuntimeError, OSError) as failure:
         print(failure, file=sys.stderr)
         return 2
@@ -521,7 +524,7 @@ def main() -> int:
     return 0 if met else 1
 
 
-def measure(shop: Workshop, plan: Plan, only: str | None) -> bool:
+def measure(shop: Workshop, plan: Plan, only: str | None, costs_file: Path | None) -> bool:
     met, figures = True, {"rate_1": 500.0, "rate_2": 800.0, "rate_4": 800.0}
     if only in (None, "rate"):
         met, ours = throughput(shop, plan)
@@ -530,6 +533,8 @@ def measure(shop: Workshop, plan: Plan, only: str | None) -> bool:
         chain(shop, plan)
     if only in (None, "latency"):
         latency(shop, plan, figures)
+    if costs_file is not None:
+        costs_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if only in (None, "backlog"):
         backlogs(shop, plan)
     return met

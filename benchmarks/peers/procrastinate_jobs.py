@@ -20,6 +20,7 @@ from pathlib import Path
 
 import aiosmtplib
 from procrastinate import App, PsycopgConnector
+from procrastinate.types import JSONDict
 
 from benchmarks.peers.bare_aiosmtplib import read
 from benchmarks.peers.job import HOST
@@ -78,7 +79,8 @@ async def defer(dsn: str, count: int) -> None:
     async with app.open_async():
         for start in range(0, count, _GROUP):
             some = range(start, min(start + _GROUP, count))
-            await app.tasks["bench"].batch_defer_async(*({"message": one} for one in some))
+            jobs: list[JSONDict] = [{"message": one} for one in some]
+            await app.tasks["bench"].batch_defer_async(*jobs)
 
 
 async def work(dsn: str, concurrency: int, links: Links | None) -> None:
