@@ -309,9 +309,7 @@ def costs(shop: Workshop, plan: Plan, ours: Mapping[int, Sequence[Drained]]) -> 
     print(".")
     sizes = ours[1][-1].sizes
     shown = ", ".join(f"{name} {one / 1000:.1f}" for name, one in sizes.items())
-    print(
-        f"On the disk, with indexes, KB a message: {shown}; in all {sum(sizes.values()) / 1000:.1f}."
-    )
+    print(f"On the disk with indexes, KB a message: {shown}; all {sum(sizes.values()) / 1000:.1f}.")
     print("\nWhat the server's processes were at while they drained (of those at work):")
     for workers in WORKERS:
         waits = dict(ours[workers][-1].waits)

@@ -167,6 +167,7 @@ _EMPTY = (
 SELECT setval('referrals.message_id_seq', 1, false), setval('referrals.attempt_id_seq', 1, false);
 UPDATE referrals.chain SET number = 0, hash = repeat('0', 64);
 UPDATE referrals.pace SET claimed_at = NULL;
+UPDATE referrals.tally SET number = 0;
 """
 )
 
