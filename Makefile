@@ -20,7 +20,7 @@ FOR_TEST := $(VENV)/.dev
 FOR_RUN  := $(if $(wildcard $(FOR_TEST)),$(FOR_TEST),$(VENV)/.run)
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint types format bench lock venv clean help
+.PHONY: run test lint types format bench bench-scale simulate lock venv clean help
 
 run: $(FOR_RUN).ready ## make drafts from a sample case and submit one to a local sink
 	@$(PY) scripts/demo.py $(ARGS)
@@ -45,6 +45,13 @@ bench: $(FOR_TEST).ready $(PEERS)/.made ## speed beside other programs; fails wh
 	@bash scripts/install_test_tools.sh
 	$(PY) -m benchmarks $(ARGS)
 
+bench-scale: $(FOR_TEST).ready ## several workers on PostgreSQL beside procrastinate alone
+	@bash scripts/install_test_tools.sh
+	$(PY) -m benchmarks.fleet $(ARGS)
+
+simulate: $(FOR_TEST).ready ## a day of 1,000,000 referrals, with outages
+	$(PY) -m benchmarks.day $(ARGS)
+
 venv: $(FOR_TEST).ready ## .venv with everything for development
 
 # runtime and run are cut from dev's versions. To move to newer ones: make lock UPGRADE=--upgrade
@@ -63,7 +70,7 @@ clean: ## remove what was made here; drafts and the outbox stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 # --no-deps: a lock is complete, and an older pip, resolving pytest-cov's `coverage[toml]`, would take
 # a release newer than the locked one and then refuse it for having no hash.

@@ -64,6 +64,20 @@ def sink(expected: int, dump: Path | None = None) -> Iterator[int]:
         process.wait()
 
 
+@contextmanager
+def open_sink() -> Iterator[int]:
+    """A relay that takes as many as come; yields its port."""
+    port = _free_port()
+    argv = [tool("smtp-sink"), *(["-u", "nobody"] if os.geteuid() == 0 else [])]
+    process = subprocess.Popen([*argv, f"{HOST}:{port}", "1000"], stdout=subprocess.DEVNULL)
+    try:
+        _wait_for(port)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
 def dumped(folder: Path) -> Iterator[bytes]:
     """What arrived, as it was on the wire; our own last one left out."""
     for path in sorted(folder.iterdir()):

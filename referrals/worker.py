@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
@@ -40,6 +41,9 @@ _PLACE_S = 0.5
 """How often it is asked whether a place for a link is free."""
 _PLACE_FOR_ONE_S = 10.0
 """How long a person waits for one, who has asked for this very message to be tried."""
+_LONGEST_PAUSE_S = 300.0
+_LONGEST_ROUND_S = 60.0
+"""After this, `watch` looks after what others left behind, however much there still is to do."""
 _PUT_OFF_IN_A_ROW = 3
 """So many put off at MAIL, none taken in between, say that the relay takes none just now."""
 _RECORD_AGAIN_S = (0.2, 1.0, 5.0)
@@ -121,6 +125,21 @@ class _Run(Report):
     put_off: int = 0  # messages in a row
     nothing_due: asyncio.Event = field(default_factory=asyncio.Event)
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    ends_at: float | None = None  # on the monotonic clock
+    at_work: int = 0  # lanes
+    idle: list[asyncio.Future[None]] = field(default_factory=list)  # lanes that may be roused
+
+    @property
+    def is_long(self) -> bool:
+        return self.ends_at is not None and time.monotonic() >= self.ends_at
+
+    def rouse(self, count: int = 1) -> None:
+        """Have so many idle lanes look again."""
+        while self.idle and count > 0:
+            one = self.idle.pop()
+            if not one.done():
+                one.set_result(None)
+                count -= 1
 
 
 class Renew(Exception):
@@ -173,6 +192,7 @@ class Worker:
         self._owner = owner_name()
         self._stopping = asyncio.Event()
         self._woken = asyncio.Event()
+        self._round: _Run | None = None  # of `watch`
         rate = options.rate_per_minute
         self._every = timedelta(minutes=1) / rate if rate else None
         # Of the one lane that waits for its place in the pace of a relay, or of all.
@@ -187,6 +207,8 @@ class Worker:
     def wake(self) -> None:
         """Have `watch` look at once: something may be due. Call it in the loop's own thread."""
         self._woken.set()
+        if self._round is not None:
+            self._round.rouse()
 
     async def deliver_due(self, only: int | None = None) -> Report:
         """Try everything that is due, once. `only` names one message, to be tried due or not.
@@ -195,7 +217,9 @@ class Worker:
             OutboxUnusable: the outbox can't be written. Every lane has finished what it was at;
                 what the relay took without our being able to record it is named.
         """
-        run = _Run()
+        return await self._deliver(_Run(), only)
+
+    async def _deliver(self, run: _Run, only: int | None = None) -> Report:
         run.recovered = await self._outbox.recover(
             self._now(),
             self._options.policy,
@@ -207,7 +231,7 @@ class Worker:
             # More would only keep links open for longer than a relay bears with.
             lanes = min(lanes, self._options.rate_per_minute)
         ended = await asyncio.gather(
-            *(self._lane(f"{self._owner}/{number}", run, only) for number in range(lanes)),
+            *(self._lane_of(f"{self._owner}/{number}", run, only) for number in range(lanes)),
             return_exceptions=True,
         )
         for fault in ended:
@@ -220,7 +244,8 @@ class Worker:
             )
         if run.outbox_fault is not None:
             raise run.outbox_fault
-        run.relay_fault = run.relay_fault or run.link_fault
+        if not (run.is_long and run.outcomes[DeliveryStatus.RELAYED]):
+            run.relay_fault = run.relay_fault or run.link_fault
         return run
 
     async def watch(self, seen: Callable[[Report], None] = lambda _: None) -> None:
@@ -233,42 +258,83 @@ class Worker:
         faults = 0
         while not self._stopping.is_set():
             self._woken.clear()
-            report = await self.deliver_due()
+            self._round = run = _Run(ends_at=time.monotonic() + _LONGEST_ROUND_S)
+            report = await self._deliver(run)
+            self._round = None
+            if run.is_long:
+                self._woken.set()
             seen(report)
             # One that took some, and then wants no more for now, is asked again soon.
             going = report.outcomes[DeliveryStatus.RELAYED] > 0
             faults = (1 if going else faults + 1) if report.relay_fault else 0
-            pause_s = min(300.0, _POLL_S * 2 ** min(faults, 10)) if faults else _POLL_S
+            pause_s = pause_after(faults)
             refused = isinstance(report.relay_fault, RelayRefused)
+            if faults > 1:
+                # However much is queued meanwhile, a relay that is away is not asked all the time.
+                await self._stopped_within(_POLL_S)
+                pause_s -= _POLL_S
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await (self._stopping if refused else self._woken).wait()
 
-    async def _lane(self, owner: str, run: _Run, only: int | None) -> None:
-        """Claim and attempt until nothing is due. The link is opened only once something is."""
+    async def _lane_of(self, owner: str, run: _Run, only: int | None) -> None:
+        """As `_lane`; if it is a round of `watch`, for as long as another lane is at work.
+
+        Else a lull ends one lane after another, and the last, if it never finds nothing, works off
+        by itself whatever comes.
+        """
+        while True:
+            run.at_work += 1
+            try:
+                nothing_due = await self._lane(owner, run, only)
+            finally:
+                run.at_work -= 1
+                if not run.at_work:
+                    run.rouse(len(run.idle))
+            if not nothing_due or run.ends_at is None or not await self._roused(run):
+                return
+
+    async def _roused(self, run: _Run) -> bool:
+        """Wait until something may be due; false once no other lane is at work."""
+        if run.at_work and not self._is_over(run):
+            idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            run.idle.append(idle)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_S):
+                    await idle
+        return run.at_work > 0 and not self._is_over(run)
+
+    async def _lane(self, owner: str, run: _Run, only: int | None) -> bool:
+        """Claim and attempt until nothing is due. The link is opened only once something is.
+
+        False if it ends for another reason.
+        """
         try:
             while (claimed := await self._claim(owner, run, only)) is not None:
+                run.rouse()  # where one was due, another may be
                 try:
                     await self._use_link(owner, claimed, run, only)
-                    return
+                    return True
                 except Elsewhere:
                     run.put_off = 0
                 except Renew:
                     if only is not None:
-                        return  # it had its attempt
+                        return False  # it had its attempt
                 except NoPlace as full:
                     if not await self._has_place(full, run, only):
-                        return
+                        return False
                 except NoLink as error:
                     # Another lane may have one: a relay may allow fewer than we have lanes.
                     run.link_fault = run.link_fault or error.fault
-                    return
+                    return False
                 except RelayRefused as error:
                     run.relay_fault = run.relay_fault or error
-                    return
+                    return False
+            return True
         except OutboxError as error:
             # The account can't be kept: take nothing new in any lane.
             run.outbox_fault = run.outbox_fault or error
+            return False
 
     async def _has_place(self, full: NoPlace, run: _Run, only: int | None) -> bool:
         """Wait for a place for a link, holding no message; false once there is no need of one."""
@@ -313,6 +379,8 @@ class Worker:
         if found is None:
             run.link_fault = None  # nothing is left that a lane without a link would have tried
             run.nothing_due.set()
+        else:
+            run.nothing_due.clear()
         return found
 
     async def _stopped_within(self, seconds: float) -> None:
@@ -499,8 +567,19 @@ class Worker:
 
     def _is_over(self, run: _Run) -> bool:
         return (
-            self._stopping.is_set() or run.relay_fault is not None or run.outbox_fault is not None
+            self._stopping.is_set()
+            or run.is_long
+            or run.relay_fault is not None
+            or run.outbox_fault is not None
         )
+
+
+def pause_after(faults: int) -> float:
+    """Seconds until a relay is asked again that could not be reached so many times in a row.
+
+    Twice as long each time, up to five minutes; 0 faults: until we look for what became due.
+    """
+    return min(_LONGEST_PAUSE_S, _POLL_S * 2.0 ** min(faults, 10))
 
 
 async def _patiently(write: Callable[[], Awaitable[T]]) -> T:

@@ -48,9 +48,9 @@ class Server:
     folder: Path
 
     @classmethod
-    def make(cls, **options: str) -> Server:
-        """A new one, running."""
-        server = cls.nowhere()
+    def make(cls, top: Path = Path("/tmp"), **options: str) -> Server:
+        """A new one, running, in a folder below `top`."""
+        server = cls.nowhere(top)
         folder = server.folder
         server.run("initdb", "-D", "data", "-A", "trust", "-U", OWNER, "-E", "UTF8",
                     "--no-locale", "--no-sync")  # fmt: skip
@@ -66,9 +66,9 @@ class Server:
         return server
 
     @classmethod
-    def nowhere(cls) -> Server:
+    def nowhere(cls, top: Path = Path("/tmp")) -> Server:
         """One that has its folder and its programs, and no data yet."""
-        folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+        folder = Path(tempfile.mkdtemp(prefix="pg-", dir=top))
         if os.getuid() == 0:
             nobody = pwd.getpwnam("nobody")
             os.chown(folder, nobody.pw_uid, nobody.pw_gid)
@@ -209,6 +209,7 @@ _EMPTY = (
 SELECT setval('referrals.message_id_seq', 1, false), setval('referrals.attempt_id_seq', 1, false);
 UPDATE referrals.chain SET number = 0, hash = repeat('0', 64);
 UPDATE referrals.pace SET claimed_at = NULL;
+UPDATE referrals.tally SET number = 0;
 """
     + AT_HOME
 )

@@ -15,6 +15,25 @@ from referrals.outboxes.postgres_database import PostgresDatabase, Row
 from referrals.outboxes.postgres_link import Connection, is_text, one
 from referrals.queueing import ANSWERABLE, CANCELLABLE, RETRIABLE, Attempt, Held, decidable
 
+_NOT_RELAYED = [
+    str(one)
+    for one in DeliveryStatus
+    if one not in (DeliveryStatus.RELAYED, DeliveryStatus.DRAFTED)
+]
+# The relayed ones by the tally: they are most, and ever more.
+_COUNTS = """
+SELECT status, count(*) AS number FROM message WHERE status = ANY(%s) GROUP BY status
+UNION ALL SELECT status, number FROM tally WHERE number > 0
+"""
+# A leap into the index for each status, whatever waits.
+_OLDEST_DUE = """
+SELECT min(head.due_at) AS since FROM unnest(%s::text[]) AS waiting (status), LATERAL (
+    SELECT due_at FROM message
+    WHERE message.status = waiting.status AND due_at IS NOT NULL AND due_at <= %s
+        AND job IS NOT NULL
+    ORDER BY due_at LIMIT 1
+) AS head
+"""
 _OF_CASE = ("", "WHERE case_reference = %(case)s")
 
 
@@ -25,16 +44,12 @@ class PostgresAccount(PostgresDatabase):
 
     def counts(self) -> dict[str, int]:
         """How many there are of each status."""
-        rows = self._read("SELECT status, count(*) AS number FROM message GROUP BY status")
+        rows = self._read(_COUNTS, (_NOT_RELAYED,))
         return {row["status"]: row["number"] for row in rows}
 
     def oldest_due(self, now: datetime) -> datetime | None:
         """Since when the message has been due that has been so longest; None if none is."""
-        [row] = self._read(
-            "SELECT min(due_at) AS since FROM message WHERE due_at IS NOT NULL AND job IS NOT NULL"
-            " AND due_at <= %s",
-            (now,),
-        )
+        [row] = self._read(_OLDEST_DUE, (_NOT_RELAYED, now))
         since: datetime | None = row["since"]
         return since
 

@@ -817,6 +817,93 @@ def test_watch_waits_longer_each_time_for_a_relay_that_is_away(outbox: Outbox) -
     assert untouched(outbox, 1)
 
 
+def test_lanes_that_a_lull_has_ended_come_back_while_another_is_at_work(outbox: Outbox) -> None:
+    """Else the last one alone would work off all that comes, for as long as it is never idle."""
+    first, rest = submission(1), submissions(6, first=2)
+    most = [0]
+    begun, all_busy = asyncio.Event(), asyncio.Event()
+
+    async def submitting(outgoing: Outgoing) -> None:
+        if outgoing.reference == first.outgoing.reference:
+            begun.set()
+            await asyncio.wait_for(all_busy.wait(), 20)
+            return
+        most[0] += 1
+        if most[0] == 3:
+            all_busy.set()
+        await all_busy.wait()
+
+    async def scenario() -> None:
+        worker = worker_on(outbox, FakeRelay(submitting), lanes=4)
+        outbox.queue([first], NOW)
+        watching = asyncio.ensure_future(worker.watch())
+        await begun.wait()
+        await until_idle(worker, 3)
+        await asyncio.to_thread(outbox.queue, rest, NOW)
+        worker.wake()
+        await all_busy.wait()
+        worker.stop()
+        await watching
+
+    run(scenario())
+    assert most[0] == 3
+
+
+async def until_idle(worker: Worker, lanes: int) -> None:
+    while worker._round is None or len(worker._round.idle) < lanes:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+
+
+def test_watch_looks_after_others_though_there_is_always_something_to_do(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a dead process had is taken up, and old content forgotten, under constant load too."""
+    monkeypatch.setattr(worker_module, "_LONGEST_ROUND_S", 0.05)
+    monkeypatch.setattr(worker_module, "_POLL_S", 3600.0)  # with no pause in between
+    outbox.queue(submissions(20), NOW)
+    rounds: list[int] = []
+
+    async def submitting(_: Outgoing) -> None:
+        await asyncio.sleep(0.03)
+
+    def look(report: Report) -> None:
+        rounds.append(report.outcomes[DeliveryStatus.RELAYED])
+        assert report.relay_fault is None
+        if sum(rounds) == 20:
+            worker.stop()
+
+    worker = worker_on(outbox, FakeRelay(submitting))
+    run(worker.watch(look))
+
+    assert len(rounds) > 3
+
+
+def test_a_relay_that_is_away_is_not_asked_again_with_each_message_that_comes(
+    outbox: Outbox,
+) -> None:
+    outbox.queue([submission(1)], NOW)
+    times: list[float] = []
+    relay = FakeRelay()
+
+    def away() -> Any:
+        times.append(asyncio.get_running_loop().time())
+        if len(times) == 6:
+            worker.stop()
+        raise TransientDeliveryError("away", stage="connect")
+
+    relay.session = away  # type: ignore[method-assign]
+    worker = worker_on(outbox, relay)
+
+    def seen(_: Report) -> None:
+        asyncio.get_running_loop().call_soon(worker.wake)
+
+    with asyncio.Runner(loop_factory=Hurried) as runner:
+        runner.run(worker.watch(seen))
+
+    gaps = [round(later - sooner) for sooner, later in pairwise(times)]
+    assert gaps == [0, 2, 2, 2, 2]
+
+
 # The outbox breaks
 
 
