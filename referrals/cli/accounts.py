@@ -170,7 +170,7 @@ def _account_json(account: Account) -> dict[str, Any]:
 @json_option
 def accounts_list(as_json: bool) -> None:
     """List the accounts."""
-    with _accounts() as (_, accounts):
+    with _accounts() as (settings, accounts):
         found = accounts.all()
     if as_json:
         print_json([_account_json(one) for one in found])
@@ -181,6 +181,9 @@ def accounts_list(as_json: bool) -> None:
     print_table(["Account", "Role", "State", "Last signed in (UTC)"], rows)
     if not found:
         click.echo("No accounts. Make one: referrals accounts add NAME --role administrator")
+        before = settings.outbox / "web.sqlite3"
+        if settings.database is not None and before.exists():
+            click.echo(f"Or take over those of this machine: referrals accounts import {before}")
 
 
 def _state(account: Account) -> str:

@@ -92,13 +92,14 @@ def told(request: Request, error: Exception) -> Response:
     if not isinstance(error, errors.ReferralsError):
         raise error
     status = status_of(error)
-    if isinstance(error, errors.OutboxUnusable) and not hasattr(request.state, "session"):
+    nobody = getattr(request.state, "user", None) is None
+    if isinstance(error, errors.OutboxUnusable) and nobody:
         return _away(request, status, error)
     return _page(request, status, "That can’t be done now", str(error))
 
 
 def _away(request: Request, status: int, error: errors.OutboxUnusable) -> Response:
-    """Nobody can be signed in now. What is wrong is not for strangers, so it goes to the log."""
+    """What is wrong is not for strangers, so it goes to the log."""
     log.warning("%s", error)
     title, text = _AWAY
     if site_of(request).settings.web.login is Login.NONE:  # on this machine, nobody else asks

@@ -63,8 +63,8 @@ class Statements(Protocol):
 class Tables(Protocol):
     """Where the tables lie that `store.sql` tells of. For any thread; OutboxUnusable if they fail.
 
-    In a transaction that somebody else writes to at the same time, each statement sees what was
-    committed before it.
+    Within a transaction, each statement sees what others have committed before it, unless the
+    transaction is alone.
     """
 
     def reading(self) -> AbstractContextManager[Statements]: ...

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from referrals.outboxes.postgres_verified import PostgresVerified
 from referrals.queueing import Claimed
 from referrals.verification import Verification
 from referrals.web.accounts import Accounts
+from referrals.web.batch_shared import SharedBatch, sweep_shared
 from referrals.web.site import Role
 from referrals.web.store import Store
 from referrals.web.store_postgres import StoreDatabase
@@ -583,7 +585,9 @@ def test_no_role_can_do_what_is_not_its_work(
         db.execute(statement.encode())
 
 
-def test_the_page_alone_can_look_into_what_it_keeps(with_roles: tuple[Server, str]) -> None:
+def test_the_page_alone_can_look_into_what_it_keeps(
+    with_roles: tuple[Server, str], tmp_path: Path
+) -> None:
     at, name = with_roles
     store = Store(StoreDatabase(at.database(name, "referrals_page")))
     accounts = Accounts(store)
@@ -603,6 +607,21 @@ def test_the_page_alone_can_look_into_what_it_keeps(with_roles: tuple[Server, st
     assert store.revoke_token("program", NOW)
     assert store.tidy(NOW, LEASE, LEASE)
     store.end_everybodys()
+    sheet = SharedBatch(store.tables, tmp_path, "x")
+    sheet.receive(BytesIO(b"a,b"))
+    with store.writing() as db:
+        db.execute("UPDATE batch SET worker = 'me'")
+    mine = SharedBatch(store.tables, tmp_path, "x", "me")
+    mine.path.mkdir(parents=True)
+    mine.begin()
+    mine.tell({"step": "checked"})
+    assert not mine.is_to_stop
+    mine.tidy("upload")
+    mine.end()
+    assert sheet.opened("upload") is None
+    sheet.stop()
+    sweep_shared(store.tables)
+    assert sheet.remove()
 
     for role in ("worker", "reader"):
         with at.database(name, f"referrals_{role}").reader() as db:

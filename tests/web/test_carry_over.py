@@ -41,6 +41,9 @@ def test_passwords_and_tokens_go_on_as_before_in_the_database(
     referrals: Command, old: Settings, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = token_of(old, Role.SENDER, days=400)
+    monkeypatch.setenv("REFERRALS_OUTBOX", str(old.outbox))
+    assert f"accounts import {old.outbox}" in referrals("accounts", "list").out
+    monkeypatch.delenv("REFERRALS_OUTBOX")
     assert referrals("accounts", "add", "al", "--role", "referrer", "--one-time").code == 0
     file = old.outbox / "web.sqlite3"
 

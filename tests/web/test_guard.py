@@ -24,6 +24,7 @@ from referrals.web import guard as guard_module
 from referrals.web import wire as wire_module
 from referrals.web.guard import CSP, Guard, Hosts
 from tests.web.conftest import Serving, browsing, web_settings
+from tests.web.signing import sign_in
 
 ADDRESS = "https://referrals.council.example.com"
 HEADERS = {
@@ -172,12 +173,15 @@ def test_strangers_are_not_told_what_is_wrong_with_it(
     def fail(*_: object, **__: object) -> None:
         raise OutboxUnusable("The outbox in x on db.example.org can't be used: no such role.")
 
+    monkeypatch.setattr("referrals.web.throttle.Throttle.begin", fail)
+    signing_in = sign_in(public)
+    public.cookies.clear()
     public.cookies.set("__Host-referrals", "x")
     monkeypatch.setattr("referrals.web.store.Store.session", fail)
-    answer = public.get("/outbox")
-    assert answer.status_code == 503
-    assert "What was saved before is safe." in answer.text
-    assert "db.example.org" not in answer.text
+    for answer in (signing_in, public.get("/outbox")):
+        assert answer.status_code == 503
+        assert "What was saved before is safe." in answer.text
+        assert "db.example.org" not in answer.text
     assert "db.example.org" in caplog.text
 
 
