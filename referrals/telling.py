@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from referrals.delivery import Reply
     from referrals.directory import Agency, Directory, Intervention, Question
     from referrals.eligibility import Assessment
+    from referrals.holding import Hold
     from referrals.queueing import Attempt, Held
     from referrals.rules import Finding
     from referrals.service import Referral
@@ -439,6 +440,24 @@ def when_late(held: Held, directory: Directory) -> str:
     if held.status is DeliveryStatus.UNCERTAIN:
         return "it may not have arrived: ring, then ack or outbox retry"
     return "remind them"
+
+
+class HoldJson(TypedDict):
+    """An agency that nothing goes to for now: since when, in whose name, and why."""
+
+    agency: str
+    since: str
+    by: str
+    why: str
+
+
+def hold_json(hold: Hold) -> HoldJson:
+    return {
+        "agency": hold.agency,
+        "since": hold.since.isoformat(),
+        "by": hold.by,
+        "why": str(hold.why),
+    }
 
 
 # The audit

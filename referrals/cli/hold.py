@@ -14,7 +14,7 @@ from referrals.cli.held import counted, moment_words
 from referrals.delivery import DeliveryStatus
 from referrals.errors import OutboxError
 from referrals.holding import Addressed, Hold, Reason, Rerouted, number_of
-from referrals.telling import held_json
+from referrals.telling import held_json, hold_json
 
 if TYPE_CHECKING:
     from datetime import date
@@ -283,15 +283,6 @@ def _addressed_json(some: Iterable[Addressed]) -> list[dict[str, Any]]:
 
 
 # For other commands
-
-
-def hold_json(hold: Hold) -> dict[str, Any]:
-    return {
-        "agency": hold.agency,
-        "since": hold.since.isoformat(),
-        "by": hold.by,
-        "why": str(hold.why),
-    }
 
 
 def holds_by_agency(outbox: Holds) -> dict[str, Hold]:
