@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -300,7 +300,7 @@ def read_holds(settings: Settings) -> dict[str, Hold]:
         return {}
 
 
-def kept(held: Held, holds: dict[str, Hold]) -> Hold | None:
+def kept(held: Held, holds: Mapping[str, Hold]) -> Hold | None:
     """The hold that keeps a message from being tried; None if none does."""
     return holds.get(held.agency) if held.due_at is not None else None
 
