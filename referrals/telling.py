@@ -383,6 +383,12 @@ def held_json(held: Held) -> HeldJson:
     }
 
 
+class KeptJson(HeldJson):
+    """`held`: it is kept, since its agency is held."""
+
+    held: bool
+
+
 class AttemptJson(TypedDict):
     started_at: str
     ended_at: str | None

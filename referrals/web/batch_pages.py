@@ -197,6 +197,7 @@ def one(request: Request) -> Response:
         words=progress(found.status),
         ways=ways,
         kept=_kept(site, ways),
+        held=_held_titles(site) if found.step == "queued" else [],
         undraftable=[way for way in ways if way.agency.email is None],
         has=found.folder.has,
         uploaded=clock_of(site.service)(_uploaded(found.document)),
@@ -475,6 +476,12 @@ def _kept(site: Site, ways: Iterable[_Way]) -> list[tuple[Agency, int, str]]:
         for name, number in numbers.items()
         if name in holds
     ]
+
+
+def _held_titles(site: Site) -> list[str]:
+    """Names of the agencies that are held, whether any of these referrals goes there or not."""
+    agencies = site.service.directory.agencies
+    return [agencies[name].title for name in site.holds() if name in agencies]
 
 
 def _uploaded(document: Document) -> datetime:

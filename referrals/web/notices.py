@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from referrals.bootstrap import relays_of
+from referrals.bootstrap import states_of_relays
 from referrals.web.layout import moment
 from referrals.web.words import clock_of
 
 if TYPE_CHECKING:
     from referrals.ports import Outbox
-    from referrals.relay_health import RelayState
-    from referrals.settings import Settings
     from referrals.web.site import Site
 
 
@@ -66,19 +64,3 @@ def _trouble(site: Site, waiting: int) -> str:
             "after this service sets one up."
         )
     return "This page does not submit what is queued: `referrals deliver` does."
-
-
-def states_of_relays(settings: Settings, known: dict[str, RelayState]) -> dict[str, RelayState]:
-    """What is known of each relay of the settings, by its name; of one that never failed, nothing.
-
-    Others may be in the outbox still, from earlier settings.
-    """
-    from referrals.relay_health import RelayState
-    from referrals.transports.failover import shared_name
-
-    names = {
-        one.name: shared_name(one.name, one.host)
-        for one in relays_of(settings).values()
-        if one.host
-    }
-    return {name: known.get(shared, RelayState(shared)) for name, shared in names.items()}

@@ -33,7 +33,8 @@ class Role(StrEnum):
     """What one may do. A sender may do what a referrer may; an administrator may do everything.
 
     A referrer fills in, checks and drafts, and sees the outbox; a sender submits, and decides on
-    what is in the outbox; an administrator verifies addresses, reads the audit and keeps accounts.
+    what is in the outbox; an administrator verifies addresses, holds and releases agencies, reads
+    the audit and keeps accounts.
     """
 
     REFERRER = "referrer"
