@@ -38,7 +38,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def until(true: Callable[[], object], limit_s: float = 30) -> None:
+def until(true: Callable[[], object], limit_s: float = 60) -> None:
     end = time.monotonic() + limit_s
     while not true():
         assert time.monotonic() < end
@@ -87,7 +87,7 @@ def _roles() -> list[str]:
 def as_told(server: Server, section: str, number: int, **variables: str) -> str:
     """Run a block of commands of docs/backup.md, word for word; what they say."""
     running = begin_as_told(server, section, number, **variables)
-    said, _ = running.communicate(timeout=30)
+    said, _ = running.communicate(timeout=60)
     assert running.returncode == 0, said.decode()
     return said.decode()
 
