@@ -443,6 +443,31 @@ def test_a_copy_that_does_not_show_is_taken_for_one_if_somebody_says_so(
     assert referrals("outbox", "list", "--json").json["counts"] == {"uncertain": 2}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("send", "mediation", "case.json", "--yes"),
+        ("batch", str(ROOT / "samples" / "batch.csv"), "--send"),
+    ],
+)
+def test_what_is_sent_from_a_copy_is_queued_and_waits(
+    referrals: Command, home: Path, case_file: Path, relay_env: RelayEnv, words: tuple[str, ...]
+) -> None:
+    with SqliteOutbox.open(home / "outbox" / "outbox.sqlite3", "page") as outbox:
+        outbox.take_for_copy(now())
+    with slow_relay(0.0) as relay:
+        relay_env(relay.port)
+        refused = referrals(*words, "--accept-unverified")
+        assert (refused.code, "What is queued is kept" in refused.err) == (6, True), refused.said
+        assert "is a restored copy" in referrals("doctor").out
+        assert referrals("outbox", "restored", "--nothing-lost").code == 0
+        assert referrals("deliver").code == 6, "it only said what would be done"
+        assert not relay.arrived
+        assert referrals("outbox", "restored", "--nothing-lost", "--yes").code == 0
+        assert referrals("deliver").code == 0
+        assert relay.arrived
+
+
 def test_backup_says_where_an_outbox_in_postgresql_is_backed_up(
     referrals: Command, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
