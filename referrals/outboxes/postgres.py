@@ -122,7 +122,7 @@ class PostgresOutbox(PostgresOrigin):
                 (len(some),),
             ).fetchall()
         ]
-        turns = self._turns(db, [each.agency for each in some])
+        turns = jobs.turns(db, [each.agency for each in some])
         deferred = jobs.defer(db, list(zip(numbers, turns, strict=True)))
         rows = [
             (
@@ -159,19 +159,6 @@ class PostgresOutbox(PostgresOrigin):
             self._log(now, "queued", each.outgoing.reference, each.case_reference, each.disclosure)
         db.cursor().executemany("INSERT INTO content VALUES (%s, %b)", contents)
         return made
-
-    @staticmethod
-    def _turns(db: Connection, agencies: Sequence[str]) -> list[int]:
-        """One message's turn after another, each after its agency's last."""
-        following = {
-            agency: one(db.execute("SELECT next_turn(%s)", (agency,)))[0]
-            for agency in dict.fromkeys(agencies)
-        }
-        turns = []
-        for agency in agencies:
-            turns.append(following[agency])
-            following[agency] += 1
-        return turns
 
     # Delivering
 
