@@ -31,7 +31,7 @@ _WORDS = [f"{number:05}" for number in range(3_000)]
 
 def letter(number: int) -> bytes:
     """Text that packs no better than letters do, more or less."""
-    chance = random.Random(number)
+    chance = random.Random(number)  # noqa: S311 - no secret
     words = (chance.choice(_WORDS) for _ in range(_LETTER // 6))
     return f"letter {number}\r\n{' '.join(words)}".encode()
 
