@@ -127,7 +127,8 @@ class PostgresOrigin(PostgresRetention):
 
     def _is_copy(self, db: Connection) -> bool:
         db.execute("SELECT 1 FROM origin FOR UPDATE")
-        return self._look(db) is not None
+        self._copied = self._look(db)
+        return self._copied is not None
 
     def _settle_here(self, db: Connection) -> None:
         db.execute(
@@ -179,7 +180,8 @@ class PostgresOrigin(PostgresRetention):
                 verdict, waits = verdicts[row["id"]], row["job"] is not None
                 if is_possible(verdict, DeliveryStatus(row["status"]), waits, row["purged_at"]):
                     found[verdict].append(row)
-            as_of = min(self._copied.as_of, now) if self._copied else now
+            copied = self._look(db)
+            as_of = min(copied.as_of, now) if copied else now
             for verdict, some in found.items():
                 if verdict is Verdict.DUE:
                     _make_due(db, some, now)
