@@ -133,7 +133,7 @@ class PostgresOutbox(PostgresLinks):
                 (len(some),),
             ).fetchall()
         ]
-        turns = self._turns(db, [each.agency for each in some])
+        turns = jobs.turns(db, [each.agency for each in some])
         held = self._held_agencies(db)
         due = [
             (number, turn)
@@ -179,19 +179,6 @@ class PostgresOutbox(PostgresLinks):
             self._log(now, "queued", each.outgoing.reference, each.case_reference, each.disclosure)
         db.cursor().executemany("INSERT INTO content VALUES (%s, %b)", contents)
         return made
-
-    @staticmethod
-    def _turns(db: Connection, agencies: Sequence[str]) -> list[int]:
-        """One message's turn after another, each after its agency's last."""
-        following = {
-            agency: one(db.execute("SELECT next_turn(%s)", (agency,)))[0]
-            for agency in dict.fromkeys(agencies)
-        }
-        turns = []
-        for agency in agencies:
-            turns.append(following[agency])
-            following[agency] += 1
-        return turns
 
     # Delivering
 

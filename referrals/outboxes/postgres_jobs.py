@@ -14,7 +14,7 @@ from procrastinate.sql import queries
 from procrastinate.types import JobToDefer
 from psycopg.types.json import Jsonb
 
-from referrals.outboxes.postgres_link import Connection
+from referrals.outboxes.postgres_link import Connection, one
 
 QUEUE = "referrals"
 TASK = "referrals.deliver"
@@ -48,6 +48,19 @@ def defer(db: Connection, messages: Sequence[tuple[int, int]]) -> list[int]:
         for message, turn in messages
     ]
     return [number for (number,) in db.execute(queries["defer_jobs"], {"jobs": jobs}).fetchall()]
+
+
+def turns(db: Connection, agencies: Sequence[str]) -> list[int]:
+    """One message's turn after another, each after its agency's last."""
+    following = {
+        agency: one(db.execute("SELECT next_turn(%s)", (agency,)))[0]
+        for agency in dict.fromkeys(agencies)
+    }
+    found = []
+    for agency in agencies:
+        found.append(following[agency])
+        following[agency] += 1
+    return found
 
 
 def fetch(db: Connection, worker: int) -> tuple[int, int] | None:
@@ -117,6 +130,14 @@ def forget_waiting(db: Connection, agency: str, limit: int) -> list[int]:
         (agency, limit),
     ).fetchall()
     return [number for (number,) in rows]
+
+
+def forget(db: Connection, jobs: Iterable[int]) -> None:
+    """Have no such jobs any more, whether they wait or are under way.
+
+    Procrastinate has nothing for many at once.
+    """
+    db.execute("DELETE FROM procrastinate_jobs WHERE id = ANY(%s)", (list(jobs),))
 
 
 def hasten(db: Connection, jobs: Iterable[int]) -> None:

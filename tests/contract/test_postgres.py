@@ -544,6 +544,7 @@ def test_each_role_can_do_its_work(with_roles: tuple[Server, str]) -> None:
     with as_role(with_roles, "reader") as reader:
         assert sum(reader.counts().values()) == 6
         assert list(verify(reader.audit())) == []
+        assert reader.copied() is None
         assert reader.held(limit=1)[0].reference == "R-6"
         assert reader.attempts(1)
 
