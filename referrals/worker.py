@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from referrals.delivery import DeliveryStatus, Outgoing, Receipt, RetryPolicy
 from referrals.errors import (
@@ -38,6 +38,8 @@ _CLOSING = 421
 _POLL_S = 2.0
 _PUT_OFF_IN_A_ROW = 3
 """So many put off at MAIL, none taken in between, say that the relay takes none just now."""
+_STOPPED_S = 1.0
+"""How long a stop waits for an outbox that says nothing, where no outcome depends on it."""
 _RECORD_AGAIN_S = (0.2, 1.0, 5.0)
 """Waits before an outcome is written again: one that is forgotten arrives twice."""
 
@@ -156,12 +158,13 @@ class Worker:
                 what the relay took without our being able to record it is named.
         """
         run = _Run()
-        run.recovered = await self._outbox.recover(
+        recovering = self._outbox.recover(
             self._now(),
             self._options.policy,
             is_gone=is_gone,
             hold_uncertain=self._options.hold_uncertain,
         )
+        run.recovered = await self._unless_stopped(recovering) or 0
         lanes = 1 if only is not None else self._options.lanes
         if self._options.rate_per_minute:
             # More would only keep links open for longer than a relay bears with.
@@ -229,7 +232,9 @@ class Worker:
         async with self._turn if self._every else nullcontext():
             while not self._is_over(run):
                 now = self._now()
-                found = await self._outbox.claim(owner, now, LEASE, only=only, every=self._every)
+                found = await self._unless_stopped(
+                    self._outbox.claim(owner, now, LEASE, only=only, every=self._every)
+                )
                 if not isinstance(found, NotYet):
                     return self._claimed(found, run)
                 await self._stopped_within((found.until - now).total_seconds())
@@ -408,7 +413,26 @@ class Worker:
             self._told(claimed, status, outcome)
 
     async def _release(self, claimed: Claimed, owner: str) -> None:
-        await _patiently(lambda: self._outbox.release(claimed, owner))
+        await self._unless_stopped(_patiently(lambda: self._outbox.release(claimed, owner)))
+
+    async def _unless_stopped(self, asked: Coroutine[Any, Any, T]) -> T | None:
+        """What it comes to; None if that is not there a moment after we were told to stop.
+
+        Not for what an outcome depends on.
+        """
+        task = asyncio.ensure_future(asked)
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                await asyncio.wait((task,), timeout=_STOPPED_S)
+            return await task if task.done() else None
+        finally:
+            stopped.cancel()
+            if not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
 
     def _is_over(self, run: _Run) -> bool:
         return (

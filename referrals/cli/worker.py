@@ -40,6 +40,9 @@ def worker_command(concurrency: int | None, as_json: bool) -> None:
     finishes what is under way. What a killed one had is noticed by the others, at once on the same
     machine and within a minute elsewhere. If the database goes away it waits for it.
 
+    Exit code 0 once stopped; 6 if the database can't be used from the start, or an outcome could
+    not be recorded before it stopped. The same signal a second time ends it at once.
+
     With a file in place of PostgreSQL, see `referrals deliver --watch`.
 
     \b
@@ -63,21 +66,24 @@ class _Working:
         self._worker: Worker | None = None
 
     async def run(self) -> None:
-        """Raises OutboxUnusable if the database can't be used from the start."""
+        """Raises OutboxUnusable if the database can't be used from the start, or at the stop."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
         opened = failures = 0
         while not self._stopping.is_set():
+            is_delivering = False
             try:
                 with bootstrap.open_outbox(self._settings) as outbox:
                     opened, failures = opened + 1, 0
                     self._worker = bootstrap.build_worker(
                         outbox, self._relay, self._settings, told=self._told
                     )
+                    is_delivering = True
                     await watch_with(outbox, self._worker, self._settings, self._as_json)
             except OutboxUnusable as error:
-                if not opened:
+                # What the relay took may be unrecorded, so such a stop is no success.
+                if not opened or (is_delivering and self._stopping.is_set()):
                     raise
                 click.echo(f"Waiting: {error}", err=True)
                 await self._stopped_within(_AGAIN_S[min(failures, len(_AGAIN_S) - 1)])
