@@ -37,6 +37,8 @@ from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided, storab
 
 _LISTEN_S = 0.5
 _LISTEN_AGAIN_S = 2.0
+_CLOSED_S = 2.0
+"""How long to wait for a thread that may ask a server that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class PostgresOutbox(PostgresLinks):
         super().close()
         self._silence.set()
         if self._heart is not None:
-            self._heart.join()
+            self._heart.join(_CLOSED_S)
 
     # Queueing
 
@@ -196,6 +198,7 @@ class PostgresOutbox(PostgresLinks):
         return await self._await(
             lambda db: self._claim(db, owner, now, lease, only, every, pace),
             lambda result: self._owe(result, owner),
+            idle=True,
         )
 
     def _claim(
@@ -411,7 +414,7 @@ class PostgresOutbox(PostgresLinks):
     async def release(self, claimed: Claimed, owner: str) -> None:
         """See `ports.Deliveries`."""
         self._owe(claimed, owner)
-        await self._await(nothing)
+        await self._await(nothing, idle=True)
 
     def _owe(self, claimed: Claimed | NotYet | None, owner: str) -> None:
         """Release a message with whatever is written next."""
@@ -471,7 +474,7 @@ class PostgresOutbox(PostgresLinks):
     ) -> int:
         """See `ports.Deliveries`. Gone, too, is whose heartbeat has stopped."""
         count = await self._await(
-            lambda db: self._recover(db, now, policy, is_gone, hold_uncertain)
+            lambda db: self._recover(db, now, policy, is_gone, hold_uncertain), idle=True
         )
         self._mended = True
         return count
@@ -617,7 +620,7 @@ class PostgresOutbox(PostgresLinks):
             yield
         finally:
             stop.set()
-            thread.join()
+            thread.join(_CLOSED_S)
 
 
 _INSERT = """

@@ -390,6 +390,34 @@ def test_a_step_that_old_workers_are_in_the_way_of_waits_for_them(
         migrate(database)
 
 
+def test_an_old_version_goes_on_beside_a_newer_one_also_on_new_connections(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As pages do, which open the outbox at each request, and workers whose link broke."""
+    name = server().new_database()
+    database = server().database(name)
+    more = _step(tmp_path, "0099_more", "ALTER TABLE message ADD COLUMN more text")
+    with PostgresOutbox.open(database, "old worker") as worker:
+        worker.queue(submissions(2), NOW)
+        with monkeypatch.context() as newer:
+            _with_steps(newer, more)
+            assert migrate(database).done == [more.name]
+            with PostgresOutbox.open(database, "new page") as page:
+                page.queue([submission(3)], NOW)
+        with server().connected(name) as db:
+            db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'referrals'"
+            )
+        with PostgresOutbox.open(database, "old page") as page:
+            page.queue([submission(4)], NOW)
+        for _ in range(4):
+            record(worker, claimed(worker), RELAYED)
+        assert worker.counts() == {"relayed": 4}
+        with pytest.raises(OutboxUnusable, match="newer version"):
+            migrate(database)
+
+
 def test_an_older_version_is_refused_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
