@@ -29,6 +29,7 @@ from referrals import bootstrap
 from referrals.delivery import DeliveryStatus
 from referrals.errors import ReferralsError
 from referrals.settings import WebSettings, is_loopback
+from referrals.web.relay_metrics import relay_figures
 from referrals.web.site import site_of
 
 if TYPE_CHECKING:
@@ -135,8 +136,9 @@ class _Now(Collector):
             with bootstrap.open_outbox(site.settings, "metrics") as outbox:
                 counts = Tally(outbox.counts())
                 due = outbox.oldest_due(now)
+                relays = list(relay_figures(outbox, site.settings, now))
         except ReferralsError:
-            usable, counts, due = 0, Tally(), None
+            usable, counts, due, relays = 0, Tally(), None, []
         yield _gauge("referrals_outbox_usable", "Whether the outbox can be read.", usable)
         if usable:
             messages = GaugeMetricFamily(
@@ -151,6 +153,7 @@ class _Now(Collector):
                 "How long the message that is due longest has been so; 0 where none is.",
                 (now - due).total_seconds() if due else 0.0,
             )
+            yield from relays
         courier = site.courier
         yield _gauge("referrals_courier_runs", "Whether the courier runs.", int(courier.runs))
         yield _gauge(
