@@ -41,6 +41,7 @@ _KEPT_FOR = timedelta(minutes=5)
 _SUBSTITUTE_FOR = timedelta(minutes=1)
 _SUBSTITUTE_MESSAGES = 100
 """After so much, a link to a relay that is not the first ends, since an earlier may be well."""
+_BROKEN_IN_A_ROW = 3
 _CLOSING = 421
 _FIRST_KEY = re.compile(
     r"\brelay\.(host|port|security|username|password|ca_file|local_hostname)\b", re.ASCII
@@ -69,6 +70,7 @@ class Choice:
     open: int = 0  # links of ours that are up, or about to be
     up: int = 0
     refused_at: int = 0  # how many were up when it allowed no more
+    broken: int = 0  # links in a row that took nothing and were lost
     failed: int = 0
     last: Fault | None = None
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -149,17 +151,15 @@ class Failover:
                 try:
                     yield link
                 except (RelayRefused, NoLink) as error:
-                    fault = error.fault if isinstance(error, NoLink) else error
-                    await self._leave_alone(choice, RelayFault.of(fault), on_trial=on_trial)
+                    fault = RelayFault.of(error.fault if isinstance(error, NoLink) else error)
+                    await self._leave_alone(choice, fault, on_trial=on_trial and link.is_in_doubt)
                     if len(self._choices) == 1 or tried.last_resort:
                         raise
                     raise Elsewhere from None
                 except Renew:
-                    if on_trial and not link.works:
-                        await self._leave_alone(choice, RelayFault("link"), on_trial=True)
+                    await self._ended(choice, link, on_trial=on_trial)
                     raise
-                finally:
-                    await link.settle()
+                await self._ended(choice, link, on_trial=False)
                 return
         raise await self._none_left(faults)
 
@@ -285,6 +285,17 @@ class Failover:
         )
         self._tell_of(choice, state)
 
+    async def _ended(self, choice: Choice, link: _Through, *, on_trial: bool) -> None:
+        """A link was used to its end, or broke: a relay that breaks one after another is ill."""
+        await link.settle()
+        if link.works or not link.messages:
+            choice.broken = 0
+            return
+        choice.broken += 1
+        if on_trial or choice.broken >= _BROKEN_IN_A_ROW:
+            choice.broken = 0
+            await self._leave_alone(choice, RelayFault("link"), on_trial=on_trial)
+
     async def is_well(self, choice: Choice) -> None:
         await self._outbox.note_well(choice.shared_as, self._now())
         self._tell_of(choice, None)
@@ -330,15 +341,15 @@ class _Through:
         self._session = session
         self._owner = owner
         self._is_substitute = is_substitute
-        self._is_in_doubt = is_in_doubt  # until it is said to be well
+        self.is_in_doubt = is_in_doubt  # until it is said to be well
         self.works = False
         self._opened = self._kept = failover.now()
-        self._messages = 0
+        self.messages = 0
 
     @property
     def is_spent(self) -> bool:
         return self._is_substitute and (
-            self._messages >= _SUBSTITUTE_MESSAGES
+            self.messages >= _SUBSTITUTE_MESSAGES
             or not timedelta(0) <= self._failover.now() - self._opened < _SUBSTITUTE_FOR
         )
 
@@ -351,7 +362,7 @@ class _Through:
         await self.settle()
         if not await self._is_kept():
             raise Renew
-        self._messages += 1
+        self.messages += 1
         try:
             receipt = await self._session.submit(outgoing)
         except DeliveryError as error:
@@ -368,10 +379,10 @@ class _Through:
 
         An outbox that can't be written shows that when the outcome is recorded.
         """
-        if self._is_in_doubt and self.works:
+        if self.is_in_doubt and self.works:
             with suppress(OutboxError):
                 await self._failover.is_well(self._choice)
-                self._is_in_doubt = False
+                self.is_in_doubt = False
 
     async def _is_kept(self) -> bool:
         now = self._failover.now()

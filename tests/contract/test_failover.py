@@ -41,7 +41,7 @@ from tests.contract.test_worker import (
 from tests.outboxes import Harness, Outbox
 from tests.peers import Drop, Hang, Say, ScriptedRelay, Step, run
 from tests.queued import submissions
-from tests.smtp_sink import SmtpSink, free_port
+from tests.smtp_sink import SmtpSink, free_port, wait_until
 
 RELAYED = DeliveryStatus.RELAYED
 LOGIN = {"username": "robot", "password": SecretStr("secret")}
@@ -244,6 +244,29 @@ def test_one_that_takes_no_message_just_now_is_left_for_the_next(
     put_off = 0 if answer == Say(b"421 4.3.2 shutting down\r\n", close=True) else 3
     assert report.outcomes[DeliveryStatus.DELAYED] == put_off
     assert report.outcomes[RELAYED] == 9 - put_off
+
+
+@pytest.mark.parametrize(
+    ("step", "how"), [("rcpt", Drop()), ("data", Drop(reset=True)), ("content", Drop())]
+)
+def test_one_that_breaks_every_link_in_mid_message_is_left_for_the_next(
+    outbox: Outbox, step: str, how: Step
+) -> None:
+    outbox.queue(submissions(9), NOW)
+
+    async def scenario() -> Report:
+        async with ScriptedRelay({step: how}) as first, ScriptedRelay() as second:
+            relays = Relays(outbox, [transport(first), transport(second)])
+            report = await relays.worker().deliver_due()
+            assert first.connections == 3
+            return report
+
+    report = run(scenario())
+    spoilt = DeliveryStatus.UNCERTAIN if step == "content" else DeliveryStatus.DELAYED
+    assert report.outcomes == {spoilt: 3, RELAYED: 6}
+    (state,) = outbox.relay_states(NOW).values()
+    assert state.fault is not None
+    assert state.fault.words == "broke the link"
 
 
 @pytest.mark.parametrize("step", ["mail", "rcpt", "data", "content"])
@@ -548,7 +571,7 @@ def test_a_wait_for_a_place_ends(outbox: Outbox, monkeypatch: pytest.MonkeyPatch
         return await task
 
     report = run(scenario())
-    assert untouched(outbox, 2)
+    wait_until(lambda: untouched(outbox, 2), "what was cancelled to be given back")
     if report is not None:
         assert (report.relay_fault is not None) is (how == "by name")
     assert [one.owner for one in outbox.links(NOW, is_gone=lambda _: False)] == ["another"]
