@@ -18,7 +18,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -91,9 +91,13 @@ def shared_name(name: str, host: str | None) -> str:
 
 @dataclass(frozen=True)
 class _Try:
-    """A relay to be tried, again if it is `due` for that, or because nothing better is left."""
+    """A relay to be tried, again if it is `due` for that, or because nothing better is left.
+
+    `failed` is how often it had failed before we asked whether it is well.
+    """
 
     choice: Choice
+    failed: int
     due: RelayState | None = None
     last_resort: bool = False
 
@@ -136,7 +140,7 @@ class Failover:
                 on_trial = await self._outbox.take_trial(tried.due, self._now())
                 if not on_trial:  # another lane is at it
                     if not tried.due.refused_login:
-                        tries.append(_Try(choice, last_resort=True))
+                        tries.append(replace(tried, due=None, last_resort=True))
                     continue
             async with AsyncExitStack() as stack:
                 try:
@@ -170,19 +174,20 @@ class Failover:
 
         Not one that refused the login: it is tried when its time has come, or a person says so.
         """
-        if len(self._choices) == 1:
-            return [_Try(self._choices[0])]
+        tries = [_Try(choice, choice.failed) for choice in self._choices]
+        if len(tries) == 1:
+            return tries
         states = await self._outbox.recall_relays(self._now())
         first, later = [], []
-        for choice in self._choices:
-            state = states.get(choice.shared_as)
-            self._tell_of(choice, state)
+        for one in tries:
+            state = states.get(one.choice.shared_as)
+            self._tell_of(one.choice, state)
             if state is None or state.fault is None:
-                first.append(_Try(choice))
+                first.append(one)
             elif not state.is_left_alone(self._now()):
-                first.append(_Try(choice, state))
+                first.append(replace(one, due=state))
             elif not state.refused_login:
-                later.append(_Try(choice, last_resort=True))
+                later.append(replace(one, last_resort=True))
         return first + later
 
     async def _none_left(self, faults: Sequence[Fault]) -> Fault:
@@ -219,7 +224,7 @@ class Failover:
         if limits.connections:
             owner = await self._take_place(stack, choice)
         try:
-            session = await self._connect(stack, choice)
+            session = await self._connect(stack, tried)
         except (RelayRefused, TransientDeliveryError) as error:
             if _allows_no_more(choice, error):
                 choice.refused_at = choice.up
@@ -258,13 +263,13 @@ class Failover:
         stack.push_async_callback(give_back)
         return owner
 
-    async def _connect(self, stack: AsyncExitStack, choice: Choice) -> Session:
+    async def _connect(self, stack: AsyncExitStack, tried: _Try) -> Session:
         """The first link by one lane alone: a wrong password is tried once, not once a lane."""
+        choice = tried.choice
         async with AsyncExitStack() as alone:
             if not choice.has_link():
-                failed = choice.failed
                 await alone.enter_async_context(choice.opening)
-                if choice.failed != failed and choice.last is not None:
+                if choice.failed != tried.failed and choice.last is not None:
                     raise _again(choice.last)
                 if choice.has_link():
                     await alone.aclose()

@@ -396,6 +396,48 @@ def test_a_relay_on_trial_that_takes_a_link_and_no_message_stays_left_alone(
     assert all_relayed_at_once(outbox, 4)
 
 
+def test_one_on_trial_that_puts_a_sender_off_has_shown_nothing(outbox: Outbox) -> None:
+    outbox.queue(submissions(3), NOW)
+    answers = iter([Say(b"421 4.3.2 down\r\n", close=True), Say(b"450 4.7.1 not now\r\n"), None])
+    first = PlannedRelay(plan=lambda name, _: next(answers) if name == "mail" else None)
+
+    async def scenario() -> list[bool]:
+        found = []
+        async with first, ScriptedRelay() as second:
+            relays = Relays(outbox, [transport(first), transport(second)])
+            for number in (1, 2, 3):
+                await relays.worker().deliver_due(only=number)
+                (state,) = outbox.relay_states(relays.clock()).values()
+                found.append(state.fault is None)
+                relays.pass_time(timedelta(minutes=6))
+        return found
+
+    assert run(scenario()) == [False, False, True]
+
+
+@pytest.mark.parametrize("lanes", [2, 6])
+def test_the_next_one_s_login_is_tried_once_whatever_the_lanes(outbox: Outbox, lanes: int) -> None:
+    outbox.queue(submissions(40), NOW)
+    gone = asyncio.Event()
+
+    def plan(name: str, times: int) -> Step | None:
+        if name == "mail" and times > 10:
+            gone.set()
+        return Drop() if gone.is_set() and name in ("greeting", "mail") else None
+
+    first = PlannedRelay(plan=plan)
+    second = ScriptedRelay({"auth": Say(b"535 5.7.8 no\r\n")})
+
+    async def scenario() -> Report:
+        async with first, second:
+            relays = Relays(outbox, [transport(first), transport(second, **LOGIN)])
+            return await relays.worker(lanes=lanes).deliver_due()
+
+    report = run(scenario())
+    assert isinstance(report.relay_fault, TransientDeliveryError)
+    assert second.connections == 1
+
+
 def test_one_whose_login_was_refused_is_used_again_once_a_person_has_seen_to_it(
     outbox: Outbox,
 ) -> None:
