@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from referrals import __version__, bootstrap
 from referrals.delivery import DeliveryStatus
 from referrals.errors import ReferralsError
+from referrals.relay_figures import relay_figures
 from referrals.settings import Settings
 
 # They are a second line for each series, which nobody asks after.
@@ -35,6 +36,7 @@ class Sight:
     code: str
     counts: Mapping[str, int] = field(default_factory=dict)
     oldest_due: datetime | None = None
+    relays: tuple[Metric, ...] = ()
 
 
 def look(settings: Settings, actor: str, now: datetime, *, count: bool = True) -> Sight:
@@ -42,7 +44,10 @@ def look(settings: Settings, actor: str, now: datetime, *, count: bool = True) -
     try:
         with bootstrap.open_outbox(settings, actor) as outbox:
             due = outbox.oldest_due(now)
-            return Sight("ok", outbox.counts() if count else {}, due)
+            if not count:
+                return Sight("ok", oldest_due=due)
+            relays = tuple(relay_figures(outbox, settings, now))
+            return Sight("ok", outbox.counts(), due, relays)
     except ReferralsError as error:
         return Sight(error.code)
 
@@ -64,6 +69,7 @@ def of_outbox(sight: Sight, now: datetime) -> Iterator[Metric]:
         "How long the message that is due longest has been so; 0 where none is.",
         (now - sight.oldest_due).total_seconds() if sight.oldest_due else 0.0,
     )
+    yield from sight.relays
 
 
 def of_program() -> Metric:

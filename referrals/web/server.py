@@ -57,6 +57,7 @@ class _Server(uvicorn.Server):
 
         Uvicorn would end the process by the same signal once all is done.
         """
+        self.supervisor.stopping("Finishing what is under way, then stopping.")
         self.force_exit = self.should_exit
         self.should_exit = True
 
@@ -65,10 +66,6 @@ class _Server(uvicorn.Server):
         if self.started:
             self._on_start()
             self.supervisor.ready("Answering.")
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.supervisor.stopping("Finishing what is under way, then stopping.")
-        super().handle_exit(sig, frame)
 
 
 def address(web: WebSettings, listening: socket.socket) -> str:

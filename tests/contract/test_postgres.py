@@ -28,6 +28,7 @@ from referrals.outboxes.postgres_link import Database
 from referrals.outboxes.postgres_steps import Step, migrate
 from referrals.outboxes.postgres_verified import PostgresVerified
 from referrals.queueing import Claimed
+from referrals.relay_health import RelayFault
 from referrals.verification import Verification
 from referrals.web.accounts import Accounts
 from referrals.web.batch_shared import SharedBatch, sweep_shared
@@ -558,6 +559,16 @@ def test_each_role_can_do_its_work(with_roles: tuple[Server, str]) -> None:
         found = run(worker.claim("me", NOW, LEASE, only=3, every=policy.first_wait))
         assert isinstance(found, Claimed)
         run(worker.record(found, "me", DELAYED, NOW, policy))
+        nobody = {"is_gone": lambda _: False}
+        assert run(worker.take_link("relay:587", "me", "desk", 1, NOW, **nobody))
+        assert run(worker.keep_link("relay:587", "me", NOW))
+        away = run(worker.note_fault("relay:587", RelayFault("connect"), NOW, on_trial=False))
+        assert run(worker.take_trial(away, NOW))
+        run(worker.note_well("relay:587", NOW))
+        paced = run(worker.claim("me", NOW, LEASE, pace=("relay:587", LEASE)))
+        assert isinstance(paced, Claimed)
+        run(worker.release(paced, "me"))
+        assert len(page.links(NOW, **nobody)) == len(page.relay_states(NOW)) == 1
         run(worker.recover(NOW, policy, is_gone=lambda _: True))
         page.retry("R-3", NOW)
         page.cancel("R-4", NOW)
@@ -575,6 +586,8 @@ def test_each_role_can_do_its_work(with_roles: tuple[Server, str]) -> None:
         assert reader.copied() is None
         assert reader.held(limit=1)[0].reference == "R-6"
         assert reader.attempts(1)
+        assert reader.links(NOW, **nobody) == [], "its worker has ended"
+        assert list(reader.relay_states(NOW)) == ["relay:587"]
 
 
 @pytest.mark.parametrize(
@@ -587,6 +600,8 @@ def test_each_role_can_do_its_work(with_roles: tuple[Server, str]) -> None:
         ("page", "DROP TABLE pace"),
         ("page", "CREATE TABLE referrals.more (x int)"),
         ("page", "INSERT INTO step VALUES ('x')"),
+        ("page", "DELETE FROM relay_link"),
+        ("reader", "UPDATE relay_state SET until = NULL"),
         ("worker", "DELETE FROM audit"),
         ("worker", "INSERT INTO verification VALUES ('a', 'b', now(), 'c')"),
         ("worker", "INSERT INTO message (id) VALUES (1)"),
