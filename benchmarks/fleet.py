@@ -494,6 +494,7 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     asked = options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is stopped all the same
     plan = QUICK if asked.quick else FULL if asked.full else USUAL
     began, load = time.monotonic(), os.getloadavg()[0]
     letters = Letters()
