@@ -367,6 +367,10 @@ class PostgresOutbox(PostgresLinks):
         status, due, failures, doubled = decided(
             outcome.status, claimed, now, policy, jitter, hold_uncertain
         )
+        if outcome.status is DeliveryStatus.RELAYED and self._record_relayed(
+            db, claimed, owner, outcome, now
+        ):
+            return status
         job, status_now, lease_owner, is_open, ended_as, ended_by = one(
             db.execute(_LOOK, (claimed.attempt, claimed.id))
         )
@@ -410,6 +414,32 @@ class PostgresOutbox(PostgresLinks):
             reference = claimed.outgoing.reference
             self._log(now, str(status), reference, claimed.case_reference, outcome.detail)
         return status
+
+    def _record_relayed(
+        self, db: Connection, claimed: Claimed, owner: str, outcome: Outcome, now: datetime
+    ) -> bool:
+        """Record in one step what most attempts come to; false if the message is no longer ours."""
+        reply = outcome.reply
+        done = db.execute(
+            _RECORD_RELAYED,
+            {
+                "message": claimed.id,
+                "attempt": claimed.attempt,
+                "owner": owner,
+                "now": now,
+                "stage": outcome.stage,
+                "code": reply.code if reply else None,
+                "enhanced": reply.enhanced if reply else None,
+                "words": _storable(reply.text if reply else outcome.words),
+                "relay": outcome.relay,
+            },
+        )
+        if not done.rowcount:
+            return False
+        self._proof = _ENDED, (claimed.attempt, now, outcome.status)
+        reference = claimed.outgoing.reference
+        self._log(now, "relayed", reference, claimed.case_reference, outcome.detail)
+        return True
 
     async def release(self, claimed: Claimed, owner: str) -> None:
         """See `ports.Deliveries`."""
@@ -683,6 +713,25 @@ UPDATE message SET status = %(status)s, due_at = %(due)s, lease_until = NULL, le
     turn = coalesce(%(turn)s, turn), failures = %(failures)s,
     maybe_doubled = maybe_doubled OR %(doubled)s, relayed_at = coalesce(relayed_at, %(relayed)s)
 WHERE id = %(message)s
+"""
+
+# The job is finished as `jobs.finish` does it.
+_RECORD_RELAYED = """
+WITH mine AS MATERIALIZED (
+    SELECT message.id, message.job FROM message JOIN attempt ON attempt.message = message.id
+    WHERE message.id = %(message)s AND status = 'sending' AND lease_owner = %(owner)s
+        AND attempt.id = %(attempt)s AND ended_at IS NULL
+    FOR UPDATE OF message
+), finished AS MATERIALIZED (
+    SELECT procrastinate_finish_job_v1(job, 'succeeded', true) FROM mine
+), ended AS (
+    UPDATE attempt SET ended_at = %(now)s, outcome = 'relayed', stage = %(stage)s,
+        code = %(code)s, enhanced = %(enhanced)s, words = %(words)s, relay = %(relay)s
+    FROM mine WHERE attempt.id = %(attempt)s
+)
+UPDATE message SET status = 'relayed', lease_until = NULL, lease_owner = NULL, job = NULL,
+    relayed_at = coalesce(relayed_at, %(now)s)
+FROM mine, finished WHERE message.id = mine.id
 """
 
 _LOST = """
