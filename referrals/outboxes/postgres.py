@@ -430,7 +430,7 @@ class PostgresOutbox(PostgresLinks):
                 "stage": outcome.stage,
                 "code": reply.code if reply else None,
                 "enhanced": reply.enhanced if reply else None,
-                "words": _storable(reply.text if reply else outcome.words),
+                "words": storable(reply.text if reply else outcome.words),
                 "relay": outcome.relay,
             },
         )
