@@ -503,8 +503,10 @@ def test_no_hold_ends_while_something_may_still_go_to_another_address(outbox: Ou
     outbox.queue(letters(2), NOW)
     mine = claimed(outbox)
     outbox.hold("a", WHY, NOW)
+    before = outbox.held()
     with pytest.raises(NotPossibleNow, match="2 messages wait or are being submitted to another"):
-        outbox.resume("a", NEW, NOW)
+        outbox.resume("a", NEW, NOW + MINUTE)
+    assert outbox.held() == before, "and nothing was changed"
     reroute(outbox)
     with pytest.raises(NotPossibleNow, match="1 message waits or is being submitted to another"):
         outbox.resume("a", NEW, NOW)
