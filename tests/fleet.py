@@ -35,9 +35,11 @@ from referrals.directory import Directory
 from referrals.errors import OutboxUnusable
 from referrals.outboxes import postgres_link, postgres_steps
 from referrals.outboxes.postgres import PostgresOutbox
+from referrals.outboxes.postgres_link import Database
 from referrals.samples import sample_case
 from referrals.web.site import Role
 from referrals.web.store import Store
+from referrals.web.store_postgres import StoreDatabase
 from tests.chaos import ChaosRelay
 from tests.postgres import Server
 from tests.roles import sql_of_roles
@@ -193,7 +195,8 @@ class Fleet:
         self._relay = ChaosRelay(seed=seed, odds=odds, pause_s=0.02)
         self._database = ""
         self._members: list[Member] = []
-        self._pages: list[tuple[str, str]] = []
+        self._pages: list[str] = []
+        self._token = ""
         self._is_asking = True
         self._not_yet = list(_WAYS)
         self._last_case = 0
@@ -248,6 +251,7 @@ class Fleet:
         postgres_steps.migrate(self._server.database(self._database, "referrals_owner"))
         with self._server.connected(self._database) as db:
             db.execute(after)
+        self._token = _token_in(self._server.database(self._database, "referrals_page"))
 
     def _muster(self) -> None:
         common = {
@@ -271,7 +275,7 @@ class Fleet:
                 if kind == "page":
                     port = _free_port()
                     argv = (*argv, "--port", str(port))
-                    self._pages.append((f"http://127.0.0.1:{port}", _token_for(folder / "outbox")))
+                    self._pages.append(f"http://127.0.0.1:{port}")
                 self._members.append(Member(f"{kind} {number}", folder, argv, env))
 
     # Those who ask
@@ -290,13 +294,13 @@ class Fleet:
         case = {**self._case, "reference": reference}
         lost = False
         while True:
-            address, token = chance.choice(self._pages)
+            address = chance.choice(self._pages)
             self.tally.asked += 1
             try:
                 answer = await client.post(
                     f"{address}/api/v1/referrals?intervention=mediation&accept_unverified=true",
                     json=case,
-                    headers={"Authorization": f"Bearer {token}"},
+                    headers={"Authorization": f"Bearer {self._token}"},
                 )
             except httpx2.HTTPError:
                 self.tally.unanswered += 1
@@ -485,8 +489,9 @@ def _free_port() -> int:
         return port
 
 
-def _token_for(outbox: Path) -> str:
-    store = Store(outbox / "web.sqlite3")
+def _token_in(database: Database) -> str:
+    """One for all pages: they share their store."""
+    store = Store(StoreDatabase(database))
     try:
         token = store.add_token("case-system", Role.SENDER, "jo", datetime.now(UTC),
                                 timedelta(days=1))  # fmt: skip

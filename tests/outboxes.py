@@ -10,7 +10,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from referrals.outboxes.memory import Memory, MemoryOutbox
+from referrals.outboxes.memory import MemoryOutbox
+from referrals.outboxes.memory_state import Memory
 from referrals.outboxes.postgres import PostgresOutbox
 from referrals.outboxes.sqlite import SqliteOutbox
 from tests.postgres import ClockedOutbox, Server, server
@@ -58,8 +59,18 @@ class Harness:
             return SqliteOutbox.open(self.place, actor)
         return ClockedOutbox.of(self.server, self.database, actor)
 
+    def falsify(self, message: int, content: bytes) -> None:
+        """Put other octets in its place, as somebody with the database in his hands can."""
+        if self.memory is not None:
+            state = self.memory.state
+            state.change(state.messages[message], content=content)
+            return
+        octets = f"'\\x{content.hex()}'" if self.server else f"x'{content.hex()}'"
+        change = f"octets = {octets} WHERE message = {message}"
+        self.tamper("content_is_immutable", "content", change)
+
     def tamper(self, trigger: str, table: str, change: str) -> None:
-        """Change rows that a trigger protects, as somebody with the database in his hands can."""
+        """Change rows that a trigger protects, in a database."""
         if self.server is None:
             with closing(sqlite3.connect(self.place)) as db:
                 db.execute(f"DROP TRIGGER {trigger}")

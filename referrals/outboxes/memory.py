@@ -1,23 +1,15 @@
-"""An outbox that leaves nothing on a disk: for tests and demos, and the model of the others.
-
-What there is, is one `_State`. A step works on a copy of it, which takes its place once the step is
-through: so a step is kept whole or not at all, and who reads sees one moment. That costs time with
-each message there is, so it is for thousands of them.
-"""
+"""An outbox that leaves nothing on a disk: for tests and demos, and the model of the others."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from datetime import date, datetime, timedelta
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from referrals.audit import FIRST, Entry, new_entry
 from referrals.delivery import (
     JITTER,
     DeliveryStatus,
@@ -27,7 +19,11 @@ from referrals.delivery import (
     Submission,
     next_attempt,
 )
-from referrals.errors import LeaseLost, NotInOutbox, NotPossibleNow, OutboxUnusable
+from referrals.errors import LeaseLost, NotInOutbox, NotPossibleNow
+from referrals.outboxes.memory_holds import MemoryHolds
+from referrals.outboxes.memory_links import MemoryLinks
+from referrals.outboxes.memory_origin import MemoryOrigin
+from referrals.outboxes.memory_state import GIVEN_UP, Message, State
 from referrals.queueing import (
     ANSWERABLE,
     CANCELLABLE,
@@ -45,138 +41,15 @@ from referrals.queueing import (
 )
 from referrals.verification import Verification, none_recorded
 
+if TYPE_CHECKING:
+    from referrals.audit import Entry
+
 _FINISHED = (DeliveryStatus.RELAYED, DeliveryStatus.CANCELLED)
 _UNANSWERED = (DeliveryStatus.RELAYED, DeliveryStatus.UNCERTAIN)
-_GIVEN_UP = (DeliveryStatus.FAILED, DeliveryStatus.UNCERTAIN)
-"""Of these the key is free again once they are purged, since `retry` is possible no more."""
-
-T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Message(Held):
-    """All that is kept of a message. `due_at` is None once nothing is to be done with it."""
-
-    content_key: str
-    sender: str
-    content: bytes | None = field(repr=False)
-    trying_since: datetime
-    failures: int = 0
-    lease_until: datetime | None = None
-    lease_owner: str | None = None
-
-    def __getitem__(self, column: str) -> Any:
-        return getattr(self, column)
-
-    @property
-    def is_leased(self) -> bool:
-        return self.lease_until is not None
-
-    @property
-    def waits(self) -> bool:
-        """Whether it is under way, or to be tried at some time."""
-        return self.is_leased or self.due_at is not None
-
-    @property
-    def held(self) -> Held:
-        return Held(**{one.name: getattr(self, one.name) for one in fields(Held)})
-
-    def freed(self, word: str) -> str:
-        """A key that leaves its own to whoever queues the same referral anew."""
-        return f"{self.content_key}:{word}:{self.id}"
-
-
-@dataclass
-class _State:
-    """Messages by number; attempts by theirs, each with its message's; the oldest first."""
-
-    messages: dict[int, _Message] = field(default_factory=dict)
-    attempts: dict[int, tuple[int, Attempt]] = field(default_factory=dict)
-    audit: list[Entry] = field(default_factory=list)
-    verified: dict[tuple[str, str], Verification] = field(default_factory=dict)
-    last_attempt: int = 0
-    paced_at: datetime | None = None
-
-    def copy(self) -> _State:
-        return replace(
-            self,
-            messages=dict(self.messages),
-            attempts=dict(self.attempts),
-            audit=list(self.audit),
-            verified=dict(self.verified),
-        )
-
-    def change(self, message: _Message, **to: Any) -> _Message:
-        changed = self.messages[message.id] = replace(message, **to)
-        return changed
-
-    def attempts_of(self, message_id: int) -> list[Attempt]:
-        return [attempt for number, attempt in self.attempts.values() if number == message_id]
-
-    def touched_at(self, message: _Message) -> datetime:
-        """When something last happened to it, beside a person's decision."""
-        of_attempts = [one.ended_at or one.started_at for one in self.attempts_of(message.id)]
-        return max(of_attempts, default=message.queued_at)
-
-    def of_case(self, case_reference: str | None) -> list[Entry]:
-        return [one for one in self.audit if case_reference in (None, one.case_reference)]
-
-
-class Memory:
-    """Where a MemoryOutbox keeps everything; several may share one, each with its own actor."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Lock()
-        self.state = _State()
-        self.listeners: list[Callable[[], None]] = []
-
-
-class MemoryOutbox:
+class MemoryOutbox(MemoryLinks, MemoryOrigin, MemoryHolds):
     """`ports.Outbox` in this process alone. From any thread or loop."""
-
-    def __init__(self, memory: Memory, actor: str) -> None:
-        self._memory = memory
-        self._actor = actor.encode(errors="backslashreplace").decode()
-        self._closed = False
-
-    @classmethod
-    def open(cls, memory: Memory, actor: str) -> Self:
-        return cls(memory, actor)
-
-    @property
-    def name(self) -> str:
-        return "memory"
-
-    @property
-    def actor(self) -> str:
-        return self._actor
-
-    def close(self) -> None:
-        self._closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def _state(self) -> _State:
-        """As of now; what is done meanwhile is done to another."""
-        if self._closed:
-            raise OutboxUnusable(f"The outbox in {self.name} is closed.")
-        return self._memory.state
-
-    def _do(self, change: Callable[[_State], T]) -> T:
-        with self._memory.gate:
-            state = self._state.copy()
-            answer = change(state)
-            self._memory.state = state
-        return answer
-
-    async def _await(self, change: Callable[[_State], T]) -> T:
-        await asyncio.sleep(0)  # here a cancelled call ends, before anything is done
-        return self._do(change)
 
     # Queueing
 
@@ -206,9 +79,10 @@ class MemoryOutbox:
         }
 
     def _queue(
-        self, state: _State, submissions: Sequence[Submission], now: datetime
+        self, state: State, submissions: Sequence[Submission], now: datetime
     ) -> list[Queued]:
-        known = {one.content_key: one for one in state.messages.values()}
+        known = self._known_elsewhere(state, submissions)
+        known |= {one.content_key: one for one in state.messages.values()}
         answers = []
         for one in submissions:
             before = known.get(one.content_key)
@@ -216,8 +90,8 @@ class MemoryOutbox:
                 answers.append(Queued(before.id, new=False, status=before.status))
                 continue
             outgoing = one.outgoing
-            message = _Message(
-                id=len(state.messages) + 1,
+            message = Message(
+                id=state.next_number,
                 reference=outgoing.reference,
                 case_reference=one.case_reference,
                 intervention=one.intervention,
@@ -236,11 +110,12 @@ class MemoryOutbox:
                 acknowledged_on=None,
                 purged_at=None,
                 content_key=one.content_key,
+                facts_key=one.facts_key,
                 sender=outgoing.envelope.sender,
                 content=outgoing.content,
                 trying_since=now,
             )
-            known[one.content_key] = state.messages[message.id] = message
+            known[one.content_key] = state.add(message)
             self._log(state, now, "queued", message, one.disclosure)
             answers.append(Queued(message.id, new=True, status=message.status))
         return answers
@@ -272,53 +147,54 @@ class MemoryOutbox:
         *,
         only: int | None = None,
         every: timedelta | None = None,
+        pace: tuple[str, timedelta] | None = None,
     ) -> Claimed | NotYet | None:
         """See `ports.Deliveries`."""
+        paces: dict[str | None, timedelta] = {} if every is None else {None: every}
+        paces |= {} if pace is None else dict([pace])
 
-        def run(state: _State) -> Claimed | NotYet | None:
+        def run(state: State) -> Claimed | NotYet | None:
             message = self._next(state, now, only)
             if message is None:
                 return None
-            until = self._paced(state, now, every) if every is not None else None
+            until = self._paced(state, now, paces)
             return self._take(state, message, owner, now, lease) if until is None else NotYet(until)
 
         return await self._await(run)
 
-    @staticmethod
-    def _next(state: _State, now: datetime, only: int | None = None) -> _Message | None:
-        if only is not None:
-            message = state.messages.get(only)
-            return message if message is not None and message.due_at is not None else None
+    def _next(self, state: State, now: datetime, only: int | None = None) -> Message | None:
+        self._refuse_a_copy(state)
         under_way = Counter(one.agency for one in state.messages.values() if one.is_leased)
         due = [
             (under_way[one.agency], one.due_at, one.id)
             for one in state.messages.values()
-            if one.due_at is not None and one.due_at <= now
+            if one.due_at is not None
+            and one.agency not in state.holds
+            and (one.due_at <= now if only is None else one.id == only)
         ]
         return state.messages[min(due)[-1]] if due else None
 
     @staticmethod
-    def _paced(state: _State, now: datetime, every: timedelta) -> datetime | None:
-        """Take the next place in the pace, or say when it is.
+    def _paced(
+        state: State, now: datetime, paces: Mapping[str | None, timedelta]
+    ) -> datetime | None:
+        """Take the next place in each pace, or say when it is.
 
         What a clock put back has left in the future counts as now.
         """
-        if state.paced_at is not None:
-            state.paced_at = min(state.paced_at, now)
-            if state.paced_at + every > now:
-                return state.paced_at + every
-        state.paced_at = now
-        return None
+        last = {key: min(state.paced_at[key], now) for key in paces if key in state.paced_at}
+        until = max((at + paces[key] for key, at in last.items()), default=now)
+        state.paced_at |= last if until > now else dict.fromkeys(paces, now)
+        return until if until > now else None
 
     @staticmethod
     def _take(
-        state: _State, message: _Message, owner: str, now: datetime, lease: timedelta
+        state: State, message: Message, owner: str, now: datetime, lease: timedelta
     ) -> Claimed:
         assert message.due_at is not None  # noqa: S101 - and whatever waits has its content
         assert message.content is not None  # noqa: S101
-        state.last_attempt += 1
         begun = Attempt(now, None, None, None, None, None, None, None)
-        state.attempts[state.last_attempt] = message.id, begun
+        attempt = state.begin(message, begun)
         # Counted from the first attempt: that a machine was off for days is no relay's doing.
         since = message.trying_since if message.failures else now
         state.change(
@@ -332,7 +208,7 @@ class MemoryOutbox:
         )
         return Claimed(
             id=message.id,
-            attempt=state.last_attempt,
+            attempt=attempt,
             case_reference=message.case_reference,
             agency=message.agency,
             outgoing=Outgoing(
@@ -379,7 +255,7 @@ class MemoryOutbox:
     ) -> tuple[DeliveryStatus | None, Claimed | None]:
         """See `ports.Deliveries`."""
 
-        def run(state: _State) -> tuple[DeliveryStatus | None, Claimed | None]:
+        def run(state: State) -> tuple[DeliveryStatus | None, Claimed | None]:
             status: DeliveryStatus | None
             try:
                 status = self._record(
@@ -394,7 +270,7 @@ class MemoryOutbox:
 
     def _record(
         self,
-        state: _State,
+        state: State,
         claimed: Claimed,
         owner: str,
         outcome: Outcome,
@@ -443,7 +319,7 @@ class MemoryOutbox:
     async def release(self, claimed: Claimed, owner: str) -> None:
         """See `ports.Deliveries`."""
 
-        def run(state: _State) -> None:
+        def run(state: State) -> None:
             message = state.messages[claimed.id]
             _, attempt = state.attempts.get(claimed.attempt, (0, None))
             if _is_under_way(message, owner, attempt):
@@ -469,7 +345,8 @@ class MemoryOutbox:
     ) -> int:
         """See `ports.Deliveries`."""
 
-        def run(state: _State) -> int:
+        def run(state: State) -> int:
+            self._refuse_a_copy(state)
             self._mend_due(state, now, policy)
             lost = [
                 one
@@ -484,7 +361,7 @@ class MemoryOutbox:
         return await self._await(run)
 
     @staticmethod
-    def _mend_due(state: _State, now: datetime, policy: RetryPolicy) -> None:
+    def _mend_due(state: State, now: datetime, policy: RetryPolicy) -> None:
         """Make due now what a clock that was ahead has put off further than anything can be."""
         longest = now + policy.longest_wait * (1 + JITTER)
         latest = {
@@ -498,8 +375,8 @@ class MemoryOutbox:
 
     def _take_back(
         self,
-        state: _State,
-        message: _Message,
+        state: State,
+        message: Message,
         now: datetime,
         policy: RetryPolicy,
         hold_uncertain: bool,
@@ -516,15 +393,8 @@ class MemoryOutbox:
             failures=message.failures + 1,
             maybe_doubled=True,
         )
-        for number, (of, attempt) in list(state.attempts.items()):
-            if of == message.id and attempt.ended_at is None:
-                ended = replace(
-                    attempt,
-                    ended_at=now,
-                    outcome="uncertain",
-                    words="the process that was submitting it ended",
-                )
-                state.attempts[number] = message.id, ended
+        words = "the process that was submitting it ended"
+        state.end_open_attempts(message, ended_at=now, outcome="uncertain", words=words)
         self._log(state, now, "uncertain", message, {"lease": "ended"})
 
     # What there is
@@ -534,8 +404,9 @@ class MemoryOutbox:
         return dict(Counter(str(one.status) for one in self._state.messages.values()))
 
     def oldest_due(self, now: datetime) -> datetime | None:
-        due = (one.due_at for one in self._state.messages.values() if one.due_at is not None)
-        return min((at for at in due if at <= now), default=None)
+        state = self._state
+        due = (one.due_at for one in state.messages.values() if one.agency not in state.holds)
+        return min((at for at in due if at is not None and at <= now), default=None)
 
     def held(
         self,
@@ -581,7 +452,7 @@ class MemoryOutbox:
     def retry(self, reference: str, now: datetime) -> Held:
         """See `ports.Decisions`, as of all that follow."""
 
-        def change(state: _State, message: _Message) -> _Message:
+        def change(state: State, message: Message) -> Message:
             if message.purged_at is not None:
                 raise NotPossibleNow(f"{reference}: its content was purged. Make it anew.")
             return state.change(message, status=DeliveryStatus.QUEUED, due_at=now, failures=0)
@@ -591,7 +462,7 @@ class MemoryOutbox:
         return held
 
     def cancel(self, reference: str, now: datetime) -> Held:
-        def change(state: _State, message: _Message) -> _Message:
+        def change(state: State, message: Message) -> Message:
             return state.change(
                 message,
                 status=DeliveryStatus.CANCELLED,
@@ -602,7 +473,7 @@ class MemoryOutbox:
         return self._decide(reference, "cancelled", CANCELLABLE, now, change)
 
     def acknowledge(self, reference: str, on: date, now: datetime) -> Held:
-        def change(state: _State, message: _Message) -> _Message:
+        def change(state: State, message: Message) -> Message:
             return state.change(
                 message,
                 acknowledged_on=on,
@@ -623,12 +494,12 @@ class MemoryOutbox:
         action: str,
         allowed: Sequence[DeliveryStatus],
         now: datetime,
-        change: Callable[[_State, _Message], _Message],
+        change: Callable[[State, Message], Message],
         *,
         newest: bool = False,
         or_maybe_arrived: bool = False,
     ) -> Held:
-        def run(state: _State) -> Held:
+        def run(state: State) -> Held:
             found = [one for one in state.messages.values() if one.reference == reference]
             found.sort(key=lambda one: (one.acknowledged_on is not None, -one.id))
             message = decidable(
@@ -664,11 +535,11 @@ class MemoryOutbox:
         return sorted(found, key=lambda one: (one[1], one[0].id))
 
     def purge_unfinished(self, untouched_since: datetime, now: datetime) -> int:
-        def run(state: _State) -> int:
+        def run(state: State) -> int:
             untouched = [
                 one
                 for one in state.messages.values()
-                if one.status in _GIVEN_UP
+                if one.status in GIVEN_UP
                 and not one.waits
                 and state.touched_at(one) < untouched_since
             ]
@@ -677,7 +548,7 @@ class MemoryOutbox:
         return self._do(run)
 
     def erase(self, case_reference: str, now: datetime) -> int:
-        def run(state: _State) -> int:
+        def run(state: State) -> int:
             of_case = [
                 one for one in state.messages.values() if one.case_reference == case_reference
             ]
@@ -688,12 +559,10 @@ class MemoryOutbox:
 
         return self._do(run)
 
-    def _forget(
-        self, state: _State, messages: Iterable[_Message], action: str, now: datetime
-    ) -> int:
+    def _forget(self, state: State, messages: Iterable[Message], action: str, now: datetime) -> int:
         whole = [one for one in messages if one.purged_at is None]
         for one in whole:
-            key = one.freed("purged") if one.status in _GIVEN_UP else one.content_key
+            key = one.freed("purged") if one.status in GIVEN_UP else one.content_key
             state.change(one, content=None, sender="", purged_at=now, content_key=key)
             relayed = one.status is DeliveryStatus.RELAYED
             self._log(state, now, action, one, {} if relayed else {"status": str(one.status)})
@@ -702,7 +571,7 @@ class MemoryOutbox:
     def note(
         self, action: str, detail: Mapping[str, Any], now: datetime, *, case_reference: str = ""
     ) -> None:
-        self._do(lambda state: self._write(state, now, action, "", case_reference, detail))
+        self._do(lambda state: self._write(state, now, action, detail, "", case_reference))
 
     def last_noted(self, action: str) -> datetime | None:
         found = (one.at for one in reversed(self._state.audit) if one.action == action)
@@ -713,18 +582,18 @@ class MemoryOutbox:
     def verify(self, given: Verification, /, now: datetime) -> None:
         """See `ports.Addresses`, as of the next."""
 
-        def run(state: _State) -> None:
+        def run(state: State) -> None:
             state.verified[given.agency, given.address] = given
-            self._write(state, now, "address verified", "", "", given.detail)
+            self._write(state, now, "address verified", given.detail)
 
         self._do(run)
 
     def withdraw(self, agency: str, address: str, now: datetime) -> None:
-        def run(state: _State) -> None:
+        def run(state: State) -> None:
             gone = state.verified.pop((agency, address), None)
             if gone is None:
                 raise none_recorded(agency, address)
-            self._write(state, now, "address verification withdrawn", "", "", gone.detail)
+            self._write(state, now, "address verification withdrawn", gone.detail)
 
         self._do(run)
 
@@ -745,39 +614,8 @@ class MemoryOutbox:
     def count_entries(self, case_reference: str | None = None) -> int:
         return len(self._state.of_case(case_reference))
 
-    def _log(
-        self,
-        state: _State,
-        now: datetime,
-        action: str,
-        message: _Message,
-        detail: Mapping[str, Any],
-    ) -> None:
-        self._write(state, now, action, message.reference, message.case_reference, detail)
 
-    def _write(
-        self,
-        state: _State,
-        now: datetime,
-        action: str,
-        reference: str,
-        case_reference: str,
-        detail: Mapping[str, Any],
-    ) -> None:
-        entry = new_entry(
-            number=len(state.audit) + 1,
-            before=state.audit[-1].hash if state.audit else FIRST,
-            at=now,
-            actor=self.actor,
-            action=action,
-            reference=reference,
-            case_reference=case_reference,
-            detail=detail,
-        )
-        state.audit.append(entry)
-
-
-def _is_under_way(message: _Message, owner: str, attempt: Attempt | None) -> bool:
+def _is_under_way(message: Message, owner: str, attempt: Attempt | None) -> bool:
     """Whether this very attempt still has the message; of two workers both may be that owner."""
     return (
         message.status is DeliveryStatus.SENDING
@@ -787,7 +625,7 @@ def _is_under_way(message: _Message, owner: str, attempt: Attempt | None) -> boo
     )
 
 
-def _finished(state: _State, before: datetime) -> list[_Message]:
+def _finished(state: State, before: datetime) -> list[Message]:
     """Whole messages that were relayed before a time, or queued before it and then cancelled."""
     return [
         one

@@ -220,11 +220,12 @@ class PostgresOutbox(PostgresLinks):
         # What a clock put back has left in the future counts as now.
         until = max((min(kept.last, at) + kept.every for kept in paces if kept.last), default=at)
         if until > at:
+            if not self._is_any_due(db, only, now):
+                return None  # there is nothing to wait for
             for kept in paces:
                 if kept.last is not None and kept.last > at:
                     db.execute(kept.write, (at, *kept.which))
-            # Without a job there is nothing to wait for.
-            return NotYet(now + (until - at)) if self._is_any_due(db, only, now) else None
+            return NotYet(now + (until - at))
         while (taken := self._fetch(db, worker, only, now)) is not None:
             claimed = self._take(db, owner, now, at + lease, *taken)
             if claimed is not None:

@@ -43,6 +43,10 @@ _DIFFERS = {
 }
 
 
+# Not by the job: what waits for an agency that is held has none.
+_WAITS = "(due_at IS NOT NULL OR lease_until IS NOT NULL)"
+
+
 class PostgresOrigin(PostgresHolds):
     """See `ports.Restoring`."""
 
@@ -105,7 +109,7 @@ class PostgresOrigin(PostgresHolds):
             if not self._is_copy(db):
                 return False
             if db.execute(
-                "SELECT 1 FROM message, origin WHERE job IS NOT NULL"
+                f"SELECT 1 FROM message, origin WHERE {_WAITS}"  # noqa: S608 - ours
                 " AND message.id <= origin.last_message LIMIT 1"
             ).fetchone():
                 raise NotPossibleNow(STILL_WAITS)
@@ -139,10 +143,10 @@ class PostgresOrigin(PostgresHolds):
 
     def unsettled(self, *, waiting: bool, after: int = 0, limit: int) -> list[Unsettled]:
         of = (
-            "job IS NOT NULL AND id <= coalesce((SELECT last_message FROM origin),"
+            f"{_WAITS} AND id <= coalesce((SELECT last_message FROM origin),"  # noqa: S608 - ours
             " (SELECT max(id) FROM message))"
             if waiting
-            else "job IS NULL AND status IN ('uncertain', 'failed')"
+            else f"NOT {_WAITS} AND status IN ('uncertain', 'failed')"
         )
         rows = self._read(
             "SELECT id, reference, message_id, status, purged_at,"  # noqa: S608 - ours
@@ -177,7 +181,8 @@ class PostgresOrigin(PostgresHolds):
             ).fetchall()
             found: dict[Verdict, list[Row]] = {verdict: [] for verdict in Verdict}
             for row in rows:
-                verdict, waits = verdicts[row["id"]], row["job"] is not None
+                verdict = verdicts[row["id"]]
+                waits = row["due_at"] is not None or row["lease_until"] is not None
                 if is_possible(verdict, DeliveryStatus(row["status"]), waits, row["purged_at"]):
                     found[verdict].append(row)
             copied = self._look(db)

@@ -160,13 +160,17 @@ class SqliteHolds(SqliteVerifications):
         """See `ports.Holds`."""
         from referrals.holding import not_held, still_elsewhere
 
-        def run(db: sqlite3.Connection) -> None:
+        def releasable(db: sqlite3.Connection) -> Hold:
             hold = _hold(db, agency)
             if hold is None:
                 raise not_held(agency)
             (left,) = db.execute(_ELSEWHERE, (agency, recipient)).fetchone()
             if left:
                 raise still_elsewhere(agency, left)
+            return hold
+
+        def run(db: sqlite3.Connection) -> None:
+            hold = releasable(db)
             stopped = db.execute(_STOP_UNCERTAIN, (agency, recipient)).rowcount
             db.execute(
                 "UPDATE message SET trying_since = trying_since + :now - max(trying_since, :since)"
@@ -178,6 +182,7 @@ class SqliteHolds(SqliteVerifications):
             self._log(db, now, "agency released", "", "", detail)
             self._forget_reads()
 
+        self._do(releasable)
         # As if it had just been queued, so that nobody else waits behind all that was held.
         while self._do(
             lambda db: db.execute(_DUE_NOW, {"agency": agency, "now": micros(now)}).rowcount

@@ -38,7 +38,7 @@ from tests.contract.test_worker import (
     untouched,
     worker_on,
 )
-from tests.outboxes import Harness, Outbox
+from tests.outboxes import Harness, Outbox, durable
 from tests.peers import Drop, Hang, Say, ScriptedRelay, Step, run
 from tests.queued import submissions
 from tests.smtp_sink import SmtpSink, free_port, wait_until
@@ -735,6 +735,7 @@ class LinksCounted(ScriptedRelay):
             self.now -= 1
 
 
+@durable
 def test_two_processes_share_the_links_of_one_relay(harness: Harness, outbox: Outbox) -> None:
     wanted = submissions(80)
     outbox.queue(wanted, NOW)

@@ -22,7 +22,7 @@ from referrals.queueing import Claimed, NotYet
 from referrals.relay_health import RelayFault
 from referrals.worker import LEASE, is_gone, owner_name
 from tests.conftest import NOW
-from tests.outboxes import Harness, Outbox, disk_full
+from tests.outboxes import Durable, Harness, Outbox, disk_full, durable
 from tests.peers import run
 from tests.queued import submissions
 
@@ -112,8 +112,9 @@ def test_the_place_of_a_process_whose_heart_has_stopped_is_free(harness: Harness
         assert not run(one.keep_link(RELAY, elsewhere, NOW))
 
 
+@durable
 def test_a_place_that_could_not_be_given_back_is_as_soon_as_it_can_be(
-    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+    outbox: Durable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(outbox, "a", most=1)
     whole = outbox._begin
@@ -131,10 +132,11 @@ def test_a_place_that_could_not_be_given_back_is_as_soon_as_it_can_be(
     assert owners(outbox) == []
 
 
+@durable
 def test_a_place_that_could_not_be_given_back_is_when_the_outbox_is_closed(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with harness.open() as outbox:
+    with harness.open_durable() as outbox:
         take(outbox, "a", most=1)
         with monkeypatch.context() as broken:
 
@@ -193,6 +195,7 @@ def _hammer(harness: Harness, most: int, number: int) -> int:
     return asyncio.run(work())
 
 
+@durable
 def test_processes_that_hammer_at_it_never_have_more_places_than_there_are(
     harness: Harness, outbox: Outbox
 ) -> None:
@@ -222,6 +225,7 @@ def _take_and_wait(harness: Harness, taken: Any) -> None:
         threading.Event().wait()
 
 
+@durable
 def test_the_place_of_a_killed_process_is_free_at_once(harness: Harness, outbox: Outbox) -> None:
     context = multiprocessing.get_context("spawn")
     taken = context.Event()
