@@ -423,6 +423,16 @@ def test_what_is_at_the_new_address_already_is_not_doubled(outbox: Outbox) -> No
     ]
 
 
+def test_one_that_is_at_two_old_addresses_goes_once(outbox: Outbox) -> None:
+    outbox.queue([letter(), letter(to=NEWER)], NOW)
+    outbox.hold("a", WHY, NOW)
+    first, second = release(outbox)
+    assert (first.new, first.joined, second.joined) == (second.new, False, True)
+    for to in (OLD, NEW, NEWER):
+        assert not outbox.queue([letter(to=to)], NOW)[0].new
+    assert taken(outbox) == [("R-1", NEW)]
+
+
 @pytest.mark.parametrize("to", [OLD, NEW])
 def test_a_rerouted_one_that_is_cancelled_may_be_queued_anew(outbox: Outbox, to: str) -> None:
     outbox.queue([letter()], NOW)
