@@ -200,6 +200,9 @@ def test_what_failed_or_is_uncertain_is_taken_along_if_one_says_so(
     correct(config)
     dry = referrals("release", AGENCY)
     assert f"would stay as it is: 1 {outcome}, to {OLD}" in dry.out
+    [held] = referrals("outbox", "list", "--json").json["messages"]
+    retried = referrals("outbox", "retry", held["reference"])
+    assert (retried.code, f"was to go to {OLD}" in retried.err) == (6, True), "nobody tries that"
     assert f"would be rerouted to {NEW}: 1 {outcome}" in referrals("release", AGENCY, option).out
     [staying] = referrals("release", AGENCY, "--json").json["staying"]
     assert staying == {"to": OLD, "status": outcome, "number": 1}
