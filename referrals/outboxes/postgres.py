@@ -124,11 +124,8 @@ class PostgresOutbox(PostgresHolds):
             ).fetchall()
         ]
         turns = self._turns(db, [each.agency for each in some])
-        held = self._held_agencies(db)
         due = [
-            (number, turn)
-            for each, number, turn in zip(some, numbers, turns, strict=True)
-            if each.agency not in held
+            (number, turn) for number, turn in zip(numbers, turns, strict=True) if turn is not None
         ]
         job_of = dict(zip((number for number, _ in due), jobs.defer(db, due), strict=True))
         deferred = [job_of.get(number) for number in numbers]
@@ -147,7 +144,7 @@ class PostgresOutbox(PostgresHolds):
                 len(each.outgoing.content),
                 each.acknowledge_by,
                 job,
-                turn,
+                turn or 0,
                 each.facts_key,
             )
             for each, number, job, turn in zip(some, numbers, deferred, turns, strict=True)
@@ -171,16 +168,17 @@ class PostgresOutbox(PostgresHolds):
         return made
 
     @staticmethod
-    def _turns(db: Connection, agencies: Sequence[str]) -> list[int]:
-        """One message's turn after another, each after its agency's last."""
-        following = {
-            agency: one(db.execute("SELECT next_turn(%s)", (agency,)))[0]
+    def _turns(db: Connection, agencies: Sequence[str]) -> list[int | None]:
+        """One message's turn after another, each after its agency's last; none if that is held."""
+        following: dict[str, int | None] = {
+            agency: one(db.execute(_NEXT_TURN, (agency, agency)))[0]
             for agency in dict.fromkeys(agencies)
         }
         turns = []
         for agency in agencies:
-            turns.append(following[agency])
-            following[agency] += 1
+            turn = following[agency]
+            turns.append(turn)
+            following[agency] = None if turn is None else turn + 1
         return turns
 
     # Delivering
@@ -610,6 +608,10 @@ def _storable(words: str) -> str:
     """A relay may say what is no text to PostgreSQL."""
     return words.encode(errors="backslashreplace").decode().replace("\0", "\\0")
 
+
+_NEXT_TURN = """
+SELECT CASE WHEN NOT EXISTS (SELECT 1 FROM hold WHERE agency = %s) THEN next_turn(%s) END
+"""
 
 _INSERT = """
 INSERT INTO message (queued_at, trying_since, status, due_at, id, reference, case_reference,

@@ -282,10 +282,6 @@ class PostgresHolds(PostgresRetention):
         return len(numbers)
 
     @staticmethod
-    def _held_agencies(db: Connection) -> set[str]:
-        return {agency for (agency,) in db.execute("SELECT agency FROM hold").fetchall()}
-
-    @staticmethod
     def _known_elsewhere(db: Connection, submissions: Sequence[Submission]) -> dict[str, Queued]:
         """Those among them that were queued before, and have another address since; by key."""
         facts_keys = [each.facts_key for each in submissions if each.facts_key is not None]

@@ -156,6 +156,7 @@ def test_everything_says_that_an_agency_is_held(
         Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         batch = referrals("batch", "rows.jsonl", "--send", "--accept-unverified")
         assert batch.code == 0, batch.said
+        assert "held, not verified lately" in batch.out
         assert "3 messages kept" in batch.out
         assert len(sink.arrived) == 1
 
