@@ -136,14 +136,7 @@ class PostgresOutbox(PostgresLinks):
             ).fetchall()
         ]
         turns = jobs.turns(db, [each.agency for each in some])
-        held = self._held_agencies(db)
-        due = [
-            (number, turn)
-            for each, number, turn in zip(some, numbers, turns, strict=True)
-            if each.agency not in held
-        ]
-        job_of = dict(zip((number for number, _ in due), jobs.defer(db, due), strict=True))
-        deferred = [job_of.get(number) for number in numbers]
+        deferred = jobs.defer_due(db, numbers, turns)
         rows = [
             (
                 number,
@@ -159,7 +152,7 @@ class PostgresOutbox(PostgresLinks):
                 len(each.outgoing.content),
                 each.acknowledge_by,
                 job,
-                turn,
+                turn or 0,
                 each.facts_key,
             )
             for each, number, job, turn in zip(some, numbers, deferred, turns, strict=True)

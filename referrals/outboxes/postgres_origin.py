@@ -224,10 +224,10 @@ class PostgresOrigin(PostgresHolds):
 def _make_due(db: Connection, rows: Sequence[Row], now: datetime) -> None:
     numbers = [row["id"] for row in rows]
     turns = jobs.turns(db, [row["agency"] for row in rows])
-    deferred = jobs.defer(db, list(zip(numbers, turns, strict=True)))
+    deferred = jobs.defer_due(db, numbers, turns)
     db.execute(
         "UPDATE message SET status = 'queued', due_at = %s, failures = 0, job = new.job,"
-        " turn = new.turn FROM unnest(%s::bigint[], %s::bigint[], %s::integer[])"
+        " turn = coalesce(new.turn, message.turn) FROM unnest(%s::bigint[], %s::bigint[], %s::integer[])"
         " AS new (id, job, turn) WHERE message.id = new.id",
         (now, numbers, deferred, turns),
     )

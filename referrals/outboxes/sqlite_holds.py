@@ -123,7 +123,10 @@ class SqliteHolds(SqliteVerifications):
             db.execute(_CANCEL, (number,))  # before its key is another's
             after, sha256 = self._insert_instead(db, row, rerouting.recipient, new, now), new.sha256
         if facts is not None:
-            db.execute("UPDATE rerouted SET message = ? WHERE message = ?", (after, number))
+            db.execute(
+                "UPDATE rerouted SET message = ? WHERE facts_key = ? AND message = ?",
+                (after, facts, number),
+            )
             db.executemany(
                 "INSERT INTO rerouted VALUES (?, ?, ?) ON CONFLICT (facts_key, recipient)"
                 " DO UPDATE SET message = excluded.message",

@@ -22,6 +22,7 @@ import pytest
 from referrals.audit import verify
 from referrals.delivery import DeliveryStatus, RetryPolicy
 from referrals.errors import LeaseLost, NotInOutbox, NotPossibleNow, OutboxUnusable
+from referrals.holding import Reason, Rerouting
 from referrals.outboxes import postgres_link, postgres_steps
 from referrals.outboxes.postgres import PostgresOutbox
 from referrals.outboxes.postgres_link import Database
@@ -37,6 +38,7 @@ from referrals.web.store import Store
 from referrals.web.store_postgres import StoreDatabase
 from referrals.web.throttle import Throttle
 from tests.conftest import NOW, TODAY
+from tests.contract.test_holds import letters
 from tests.contract.test_outbox import DELAYED, LEASE, RELAYED, claimed, record, recover
 from tests.peers import run
 from tests.postgres import ClockedOutbox, Server, server
@@ -676,6 +678,38 @@ def test_the_page_alone_can_look_into_what_it_keeps(
             assert open_to_it == []
         with pytest.raises(OutboxUnusable, match=r"permission denied.*docs/postgres\.md"):
             Store(StoreDatabase(at.database(name, f"referrals_{role}")))
+
+
+def test_the_page_holds_and_releases_and_workers_keep_to_it(
+    with_roles: tuple[Server, str],
+) -> None:
+    policy, rerouting = RetryPolicy(), Rerouting("held", "new@agency.test", True, True, True)
+    with as_role(with_roles, "page") as page, as_role(with_roles, "worker") as worker:
+        page.queue(letters(4, first=101, agency="held"), NOW)
+        mine = run(worker.claim("me", NOW, LEASE, only=page.held(reference="R-101")[0].id))
+        assert isinstance(mine, Claimed)
+        page.hold("held", Reason.OTHER, NOW)
+        run(worker.record(mine, "me", DELAYED, NOW, policy))
+        held = page.held(reference="R-102")[0]
+        assert run(worker.claim("me", NOW, LEASE, only=held.id)) is None
+        done = [one for group in page.reroute(rerouting, NOW) for one in group]
+        assert [one.reference for one in done] == ["R-102", "R-103", "R-104", "R-101"]
+        assert not page.queue(letters(1, first=101, agency="held"), NOW)[0].new
+        page.resume("held", "new@agency.test", NOW)
+        again = run(worker.claim("me", NOW, LEASE, only=done[0].new))
+        assert isinstance(again, Claimed)
+        page.hold("held", Reason.OTHER, NOW)
+        with page.database.connect() as db:
+            db.execute("DELETE FROM hold")
+        run(worker.recover(NOW, policy))
+        assert page.addressed("held")
+    with as_role(with_roles, "reader") as reader:
+        assert reader.holds() == []
+        assert len(reader.disclosed("held", "new@agency.test")) == 0
+        with pytest.raises(OutboxUnusable, match="permission denied"):
+            reader.hold("held", Reason.OTHER, NOW)
+    with as_role(with_roles, "worker") as worker, pytest.raises(OutboxUnusable):
+        worker.hold("held", Reason.OTHER, NOW)
 
 
 def test_what_a_role_may_not_do_is_said_so(with_roles: tuple[Server, str]) -> None:
