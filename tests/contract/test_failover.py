@@ -754,3 +754,34 @@ def test_two_processes_share_the_links_of_one_relay(harness: Harness, outbox: Ou
     assert Counter(relay.contents) == Counter(one.outgoing.content for one in wanted)
     assert relay.most == 2
     assert all_relayed_at_once(outbox, 80)
+
+
+def test_the_link_of_a_killed_process_is_another_s_at_once(
+    harness: Harness, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_PLACE_S", 0.05)
+    outbox.queue(submissions(20), NOW)
+    relay = LinksCounted({"content": Hang()})
+
+    async def scenario() -> tuple[Report, Report]:
+        async with relay:
+            child = multiprocessing.get_context("spawn").Process(
+                target=_work, args=(harness, relay.port)
+            )
+            child.start()
+            await asyncio.to_thread(wait_until, lambda: len(relay.contents) == 2, "its messages")
+            relay.script = {}
+            worker = Relays(outbox, [_way(relay.port)], Limits(connections=2)).worker(lanes=2)
+            going_on = asyncio.ensure_future(worker.deliver_due())
+            await asyncio.sleep(0.3)
+            assert len(relay.contents) == 2, "the child has both places"
+            child.kill()
+            first = await going_on
+            await asyncio.to_thread(child.join)
+            return first, await worker.deliver_due()
+
+    first, then = run(scenario(), limit_s=60)
+    assert (first.outcomes, first.relay_fault) == ({RELAYED: 18}, None)
+    assert (then.recovered, then.outcomes) == (2, {RELAYED: 2})
+    assert len(relay.contents) == 22
+    assert outbox.links(NOW, is_gone=lambda _: False) == []
