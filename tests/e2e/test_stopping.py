@@ -16,12 +16,18 @@ from typing import Any
 import httpx2
 import pytest
 
+from referrals import worker as worker_module
+from referrals.cli.faults import exit_code
+from referrals.cli.worker import _Working
+from referrals.errors import OutboxUnusable
 from referrals.outboxes import postgres_link
 from referrals.outboxes.postgres import PostgresOutbox
+from referrals.settings import RelaySettings, Security, Settings
 from referrals.web.site import Role
 from referrals.web.store import Store
 from tests.chaos import ChaosRelay
 from tests.e2e.conftest import REFERRALS, Beside
+from tests.peers import run
 from tests.postgres import Server
 from tests.queued import submissions
 
@@ -184,6 +190,39 @@ def test_a_worker_that_is_stopped_still_records_what_the_relay_took(
             assert outbox.counts() == {"relayed": 2}
             assert not any(one.maybe_doubled for one in outbox.held())
         postgres_link.close_idle()
+
+
+def test_a_stop_after_which_an_outcome_is_unrecorded_is_no_success(
+    frail: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names the referral: exit code 6."""
+    name = frail.new_database()
+    database = frail.database(name)
+    monkeypatch.setattr(worker_module, "_RECORD_AGAIN_S", (0.01,))
+    monkeypatch.setattr(
+        "referrals.bootstrap.open_outbox",
+        lambda _: PostgresOutbox.open(database, "worker", patience_s=0.2),
+    )
+    settings = Settings(outbox=tmp_path)
+
+    async def scenario() -> None:
+        async with ChaosRelay(pause_s=2.0, seed=3) as relay:
+            reached = RelaySettings(host=relay.host, port=relay.port, security=Security.NONE)
+            working = _Working(settings, reached, as_json=True)
+            with PostgresOutbox.open(database, "page") as page:
+                page.queue(submissions(1), datetime.now(UTC))
+                task = asyncio.create_task(working.run())
+                while page.counts() != {"sending": 1}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            with away(frail, "crashed"):
+                working._stop(signal.SIGTERM)
+                with pytest.raises(OutboxUnusable, match=r"R-1, which could not be recorded"):
+                    await task
+            assert len(relay.taken) == 1
+
+    run(scenario(), limit_s=60)
+    assert exit_code(OutboxUnusable("x")) == 6
+    postgres_link.close_idle()
 
 
 @pytest.mark.parametrize(("how", "signals"), [("crashed", 1), ("asleep", 2)])
