@@ -227,8 +227,9 @@ def _make_due(db: Connection, rows: Sequence[Row], now: datetime) -> None:
     deferred = jobs.defer_due(db, numbers, turns)
     db.execute(
         "UPDATE message SET status = 'queued', due_at = %s, failures = 0, job = new.job,"
-        " turn = coalesce(new.turn, message.turn) FROM unnest(%s::bigint[], %s::bigint[], %s::integer[])"
-        " AS new (id, job, turn) WHERE message.id = new.id",
+        " turn = coalesce(new.turn, message.turn)"
+        " FROM unnest(%s::bigint[], %s::bigint[], %s::integer[]) AS new (id, job, turn)"
+        " WHERE message.id = new.id",
         (now, numbers, deferred, turns),
     )
 

@@ -25,6 +25,7 @@ from referrals.outboxes.postgres import PostgresOutbox
 from referrals.settings import RelaySettings, Security, Settings
 from referrals.web.site import Role
 from referrals.web.store import Store
+from referrals.web.store_postgres import StoreDatabase
 from tests.chaos import ChaosRelay
 from tests.e2e.conftest import REFERRALS, Beside
 from tests.peers import run
@@ -230,10 +231,10 @@ def test_a_page_stops_though_it_was_asked_for_something_that_it_can_not_tell(
     how: str, signals: int, frail: Server, tmp_path: Path
 ) -> None:
     """After ten seconds, in which it may still come to know; or at once, if told twice."""
-    store = Store(tmp_path / "outbox" / "web.sqlite3")
-    token = store.add_token("x", Role.REFERRER, "jo", datetime.now(UTC), timedelta(days=1))
-    store.close()
     with Program(frail, tmp_path, "serve", "--port", "0") as page:
+        store = Store(StoreDatabase(frail.database(page.database)))
+        token = store.add_token("x", Role.REFERRER, "jo", datetime.now(UTC), timedelta(days=1))
+        store.close()
         address = page.until_it_says("Ctrl-C").split()[4].rstrip(".")
 
         async def ask(client: httpx2.AsyncClient) -> int:
