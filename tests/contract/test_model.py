@@ -160,7 +160,9 @@ class Beside(RuleBasedStateMachine):
         self.reals = [self.harness.open(actor) for actor in ("page", "worker")]
         self.models = [memory.open(actor) for actor in ("page", "worker")]
         self.taken: list[Taken] = []
-        self._steps = count(1)
+        self._steps, self._tokens = count(), iter("")
+        self._tokens_made = mock.patch("secrets.token_hex", self._token)
+        self._tokens_made.start()
 
     def teardown(self) -> None:
         try:
@@ -168,8 +170,12 @@ class Beside(RuleBasedStateMachine):
         finally:
             for one in self.reals:
                 one.close()
+            self._tokens_made.stop()
             self._runner.close()
             self._folder.cleanup()
+
+    def _token(self, _: int) -> str:
+        return next(self._tokens)
 
     # Asking both
 
@@ -189,13 +195,10 @@ class Beside(RuleBasedStateMachine):
     def both(self, ask: Callable[[Outbox], Any], by: int = 0) -> Any:
         """The one answer that they give; Message-IDs are made of the same letters."""
         step = next(self._steps)
-
-        def answer(outbox: Outbox) -> Any:
-            tokens = (f"{step:08x}{number:08x}" for number in count(1))
-            with mock.patch("secrets.token_hex", side_effect=tokens):
-                return self.answer(lambda: ask(outbox))
-
-        model, real = answer(self.models[by]), answer(self.reals[by])
+        self._tokens = (f"{step:08x}{number:08x}" for number in count())
+        model = self.answer(lambda: ask(self.models[by]))
+        self._tokens = (f"{step:08x}{number:08x}" for number in count())
+        real = self.answer(lambda: ask(self.reals[by]))
         assert shown(real) == shown(model)
         return model
 
