@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,12 @@ class Spent:
             self.syncs - before.syncs,
             self.commits - before.commits,
         )
+
+    @classmethod
+    def typical(cls, several: Sequence[Spent]) -> Spent:
+        """The median of each."""
+        rows = zip(*map(astuple, several), strict=True)
+        return cls(*(statistics.median(row) for row in rows))
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,16 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import os
 import random
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -51,8 +54,8 @@ _QUIET = 0.5
 
 class Kind(StrEnum):
     UNREACHABLE = "the relay can't be reached"
-    PUTS_OFF = "the relay answers 451 to every recipient"
-    WANTS_NONE = "the relay answers 451 to MAIL"
+    PUTS_OFF = "the relay answers 451 to every RCPT"
+    WANTS_NONE = "the relay answers 451 to every MAIL"
     SLOW = "the relay at a tenth of its speed"
     DATABASE = "the database is restarted"
     WORKERS = "half of the workers are gone"
@@ -410,17 +413,19 @@ def arrivals(
 ) -> list[tuple[float, int]]:
     """When each referral is queued, and by which agency: 0 has most to do, then 1, and so on.
 
-    A tenth comes in spreadsheets of 2,000 rows, in the mornings; the rest one by one, by the
-    profile of a working day. How busy agencies are falls as their rank does (Zipf).
+    A tenth comes in spreadsheets of 2,000 rows, in the mornings, from those with most to do; the
+    rest one by one, by the profile of a working day. How busy agencies are falls as their rank
+    does (Zipf).
     """
     chance = random.Random(seed)  # noqa: S311 - a made-up day
     weights = [1 / (rank + 1) for rank in range(agencies)]
     cumulated = list(accumulate(weights))
+    busy = int(agencies * (1 - _QUIET))
     sheets = int(count * _IN_SPREADSHEETS) // _ROWS
     made: list[tuple[float, int]] = []
     for _ in range(sheets):
         at = chance.uniform(8.5, 12) * HOUR
-        agency = chance.choices(range(agencies), cum_weights=cumulated)[0]
+        agency = chance.choices(range(busy), cum_weights=cumulated[:busy])[0]
         made += [(at, agency)] * _ROWS
     singly = count - len(made)
     hours = chance.choices(range(24), weights=_PROFILE, k=singly)
@@ -459,8 +464,8 @@ def quiet(count: int = AGENCIES) -> range:
 
 
 HEAD = (
-    f"{'':44}{'waiting':>9}{'longest':>9}{'median':>9}{'99%':>9}{'99% of':>9}{'gone':>9}"
-    f"{'tries':>7}\n{'':44}{'at most':>9}{'wait':>9}{'':9}{'':9}{'quiet':>9}{'after':>9}"
+    f"{'':42}{'waiting':>9}{'longest':>9}{'median':>9}{'99%':>9}{'99% of':>9}{'gone':>9}"
+    f"{'tries':>7}\n{'':42}{'at most':>9}{'wait':>9}{'':9}{'':9}{'quiet':>9}{'after':>9}"
     f"{'each':>7}"
 )
 
@@ -469,7 +474,7 @@ def line(name: str, day: Day) -> str:
     gone = "" if day.gone_after is None else clock(day.gone_after)
     told = [day.wait(1), day.wait(0.5), day.wait(0.99), day.wait(0.99, quiet())]
     return (
-        f"{name:44}{day.most_waiting:>9,}{''.join(f'{clock(one):>9}' for one in told)}{gone:>9}"
+        f"{name:42}{day.most_waiting:>9,}{''.join(f'{clock(one):>9}' for one in told)}{gone:>9}"
         f"{day.attempts / max(day.arrived, 1):>7.2f}"
     )
 
@@ -481,6 +486,20 @@ def clock(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d}"
+
+
+def name_of(trouble: Trouble | None) -> str:
+    return "no trouble" if trouble is None else f"{trouble.kind}, {clock(trouble.lasts)}"
+
+
+def _played(count: int, seed: int, what: tuple[str, Fleet, Trouble | None]) -> str:
+    name, fleet, trouble = what
+    return line(name, Simulation(_arrivals(count, seed), fleet, trouble).run())
+
+
+@lru_cache(maxsize=1)
+def _arrivals(count: int, seed: int) -> list[tuple[float, int]]:
+    return arrivals(count, seed)
 
 
 def measured(costs: Mapping[str, float]) -> Fleet:
@@ -508,24 +527,22 @@ def main() -> int:
     if asked.costs:
         fleet = measured(json.loads(asked.costs.read_text(encoding="utf-8")))
     fleet = replace(fleet, workers=asked.workers, rate_per_minute=asked.rate, relay=asked.relay)
-    made = arrivals(asked.referrals, asked.seed)
     print(
-        f"A day of {len(made):,} referrals of {AGENCIES} agencies, seed {asked.seed}; "
+        f"A day of {asked.referrals:,} referrals of {AGENCIES} agencies, seed {asked.seed}; "
         f"{fleet.workers} workers of {fleet.lanes} lanes,\n"
         f"{fleet.per_worker:,.0f} a second each and {fleet.together:,.0f} together, "
         f"{fleet.round_trip_s * 1000:.0f} ms a message; a relay that takes\n"
         f"{fleet.relay:,.0f} a second, and is given {fleet.rate_per_minute:,} a minute at most\n\n"
         f"{HEAD}"
     )
-    for trouble in TROUBLES:
-        name = "no trouble"
-        if trouble is not None:
-            name = f"{trouble.kind}, {clock(trouble.lasts)}"
-        print(line(name, Simulation(made, fleet, trouble).run()), flush=True)
-    outage = TROUBLES[1]
-    print(f"\nThe same outage of {clock(2 * HOUR)}, with other fleets\n\n{HEAD}")
-    for name, other in variants(fleet):
-        print(line(name, Simulation(made, other, outage).run()), flush=True)
+    days = [(name_of(trouble), fleet, trouble) for trouble in TROUBLES]
+    days += [(name, other, TROUBLES[1]) for name, other in variants(fleet)]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        played = pool.map(partial(_played, asked.referrals, asked.seed), days)
+        for number, told in enumerate(played):
+            if number == len(TROUBLES):
+                print(f"\nThe same outage of {clock(2 * HOUR)}, with other fleets\n\n{HEAD}")
+            print(told, flush=True)
     return 0
 
 

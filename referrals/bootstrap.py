@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from referrals.outboxes.postgres_link import Database
     from referrals.ports import Outbox, Transport
     from referrals.queueing import Claimed, Outcome
-    from referrals.relay_health import RelayState
     from referrals.settings import DeliverySettings, RelaySettings, Settings
     from referrals.verification import Verification
     from referrals.worker import DeliveryOptions, Relay, Worker
@@ -257,20 +256,6 @@ def relays_of(settings: Settings, first: RelaySettings | None = None) -> dict[st
     """Every relay by its key in the settings, in the order in which they are tried."""
     further = {f"relays.{name}": one for name, one in settings.relays.items()}
     return {"relay": first or settings.relay, **further}
-
-
-def states_of_relays(settings: Settings, known: Mapping[str, RelayState]) -> dict[str, RelayState]:
-    """What an outbox knows of each relay of the settings, by its name; not of earlier ones.
-
-    Args:
-        known: as `ports.Links` tells it.
-    """
-    from referrals.relay_health import RelayState
-    from referrals.transports.failover import shared_name
-
-    shared = {one.name: shared_name(one.name, one.host)
-              for one in relays_of(settings).values() if one.host}  # fmt: skip
-    return {name: known.get(told, RelayState(told)) for name, told in shared.items()}
 
 
 def of_relay(error: ConfigurationError, key: str) -> ConfigurationError:

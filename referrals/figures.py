@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from referrals import __version__, bootstrap
 from referrals.delivery import DeliveryStatus
 from referrals.errors import ReferralsError
+from referrals.relay_figures import relay_figures
 from referrals.settings import Settings
 
 # They are a second line for each series, which nobody asks after.
@@ -35,8 +36,8 @@ class Sight:
     code: str
     counts: Mapping[str, int] = field(default_factory=dict)
     oldest_due: datetime | None = None
+    relays: tuple[Metric, ...] = ()
     held_agencies: int = 0
-    relays_away: int = 0
     is_copy: bool = False
 
 
@@ -44,15 +45,12 @@ def look(settings: Settings, actor: str, now: datetime, *, count: bool = True) -
     """Open the outbox and look. `count` goes over all messages; the rest costs little."""
     try:
         with bootstrap.open_outbox(settings, actor) as outbox:
-            states = bootstrap.states_of_relays(settings, outbox.relay_states(now))
-            return Sight(
-                "ok",
-                outbox.counts() if count else {},
-                outbox.oldest_due(now),
-                held_agencies=len(outbox.holds()),
-                relays_away=sum(one.fault is not None for one in states.values()),
-                is_copy=outbox.copied() is not None,
-            )
+            due = outbox.oldest_due(now)
+            if not count:
+                return Sight("ok", oldest_due=due)
+            relays = tuple(relay_figures(outbox, settings, now))
+            held = len(outbox.holds())
+            return Sight("ok", outbox.counts(), due, relays, held, outbox.copied() is not None)
     except ReferralsError as error:
         return Sight(error.code)
 
@@ -74,11 +72,10 @@ def of_outbox(sight: Sight, now: datetime) -> Iterator[Metric]:
         "How long the message that is due longest has been so; 0 where none is.",
         (now - sight.oldest_due).total_seconds() if sight.oldest_due else 0.0,
     )
-
+    yield from sight.relays
     yield gauge(
         "referrals_agencies_held", "Agencies that nothing goes to for now.", sight.held_agencies
     )
-    yield gauge("referrals_relays_away", "Relays that can't be used just now.", sight.relays_away)
     yield gauge(
         "referrals_outbox_is_restored_copy",
         "Whether nothing is submitted, since it is a copy that nobody brought in order.",

@@ -56,7 +56,7 @@ def answering(host: str, port: int, settings: Settings, vitals: Vitals) -> Itera
                 )
             ]
         ) from None
-    thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="health", daemon=True)
     thread.start()
     shown = f"[{host}]" if ":" in host else host
     try:

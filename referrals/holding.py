@@ -20,6 +20,7 @@ from referrals.texts import day_words
 
 if TYPE_CHECKING:
     from referrals.directory import Agency
+    from referrals.queueing import Held
 
 GROUP = 200
 """So many messages are rerouted in one transaction."""
@@ -239,6 +240,20 @@ def no_address(agency: str) -> NoAddress:
         f"{agency}: the directory has no address for it, so what waits can go nowhere. Give it one "
         "in your config/ (agencies.toml), or cancel what waits: `referrals outbox cancel`."
     )
+
+
+def check_not_moved(held: Held, agency: Agency | None) -> None:
+    """Raises NotPossibleNow if the directory has another address by now: nobody tries the old one.
+
+    Args:
+        agency: as the directory has it now; None if it has left it.
+    """
+    if agency is not None and agency.email is not None and agency.email != held.recipient:
+        raise NotPossibleNow(
+            f"{held.reference} was to go to {held.recipient}, and the directory has "
+            f"{agency.email} for {agency.id} now. `referrals hold {agency.id}`, then `referrals "
+            f"release {agency.id}` with --with-failed or --with-uncertain, makes it anew for that."
+        )
 
 
 def not_held(agency: str) -> NotPossibleNow:

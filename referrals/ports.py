@@ -51,7 +51,8 @@ class Queue(Protocol):
     def queue(self, submissions: Sequence[Submission], now: datetime) -> list[Queued]:
         """Put messages into the queue, all or none, each `content_key` once.
 
-        One that is known already is left as it is, and the answer says what became of it.
+        One that is known already is left as it is, and the answer says what became of it. Known,
+        too, are the same facts with an address that they had before they were rerouted.
         """
         ...
 

@@ -40,6 +40,7 @@ _EXIM = re.compile(rf" <= .* id=({_ID})(?:\s|$)")
 _TAKEN = re.compile(r"\bqueued[ _]as\b|\bstatus=sent\b")
 _REFUSED = re.compile(r"\b(?:milter-)?reject\b")
 _IN_QUEUE = re.compile(r"from=<[^>]*>, size=\d+, nrcpt=\d+ \(queue active\)|.*\bstatus=\w+ \(")
+_BEFORE_THE_QUEUE = frozenset({"smtpd", "cleanup"})
 _EXCHANGE_TOOK = frozenset({"RECEIVE", "SEND", "SENDEXTERNAL", "DELIVER"})
 
 
@@ -97,7 +98,7 @@ class RelayLog:
         elif key in self._queued:
             if rest == "removed" or _REFUSED.match(rest):
                 del self._queued[key]
-            elif _IN_QUEUE.match(rest):
+            elif found["service"] not in _BEFORE_THE_QUEUE and _IN_QUEUE.match(rest):
                 self._took(self._queued[key])
 
     def _look_at_other(self, line: str) -> None:

@@ -66,8 +66,11 @@ def value_of(settings: Settings, key: str) -> Any:
 
 def misnamed(values: Mapping[str, Any], file: object) -> Iterator[Problem]:
     """What is wrong with the names of further relays in settings.toml."""
-    relays = values.get("relays")
-    for name in relays if isinstance(relays, dict) else ():
+    relays = values.get("relays", {})
+    if not isinstance(relays, dict):
+        yield Problem(f"{file}: relays", "is not a group of relays.", "Write [relays.backup].")
+        return
+    for name in relays:
         if not re.fullmatch(RELAY_NAME, name):
             yield Problem(
                 f"{file}: relays",

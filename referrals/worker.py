@@ -10,12 +10,12 @@ import asyncio
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from referrals.delivery import DeliveryStatus, Outgoing, Receipt, RetryPolicy
 from referrals.errors import (
@@ -46,6 +46,8 @@ _LONGEST_ROUND_S = 60.0
 """After this, `watch` looks after what others left behind, however much there still is to do."""
 _PUT_OFF_IN_A_ROW = 3
 """So many put off at MAIL, none taken in between, say that the relay takes none just now."""
+_STOPPED_S = 1.0
+"""How long a stop waits for an outbox that says nothing, where no outcome depends on it."""
 _RECORD_AGAIN_S = (0.2, 1.0, 5.0)
 """Waits before an outcome is written again: one that is forgotten arrives twice."""
 
@@ -220,12 +222,13 @@ class Worker:
         return await self._deliver(_Run(), only)
 
     async def _deliver(self, run: _Run, only: int | None = None) -> Report:
-        run.recovered = await self._outbox.recover(
+        recovering = self._outbox.recover(
             self._now(),
             self._options.policy,
             is_gone=is_gone,
             hold_uncertain=self._options.hold_uncertain,
         )
+        run.recovered = await self._unless_stopped(recovering) or 0
         lanes = 1 if only is not None else self._options.lanes
         if self._options.rate_per_minute:
             # More would only keep links open for longer than a relay bears with.
@@ -366,8 +369,8 @@ class Worker:
         async with self._turns[pace[0] if pace else None] if waits else nullcontext():
             while not self._is_over(run):
                 now = self._now()
-                found = await self._outbox.claim(
-                    owner, now, LEASE, only=only, every=self._every, pace=pace
+                found = await self._unless_stopped(
+                    self._outbox.claim(owner, now, LEASE, only=only, every=self._every, pace=pace)
                 )
                 if not isinstance(found, NotYet):
                     return self._claimed(found, run)
@@ -563,7 +566,26 @@ class Worker:
             self._told(claimed, status, outcome)
 
     async def _release(self, claimed: Claimed, owner: str) -> None:
-        await _patiently(lambda: self._outbox.release(claimed, owner))
+        await self._unless_stopped(_patiently(lambda: self._outbox.release(claimed, owner)))
+
+    async def _unless_stopped(self, asked: Coroutine[Any, Any, T]) -> T | None:
+        """What it comes to; None if that is not there a moment after we were told to stop.
+
+        Not for what an outcome depends on.
+        """
+        task = asyncio.ensure_future(asked)
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                await asyncio.wait((task,), timeout=_STOPPED_S)
+            return await task if task.done() else None
+        finally:
+            stopped.cancel()
+            if not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
 
     def _is_over(self, run: _Run) -> bool:
         return (

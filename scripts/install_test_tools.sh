@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Puts in place what the tests talk to and compare with that is not Python's: the MIME parsers of
 # other languages (Debian's Email::MIME for Perl, mailparser and postal-mime for Node.js), Debian's
-# Postfix with its smtp-sink and Cyrus SASL, which no test runs as the machine's service, and for
-# the pages Debian's Chromium and axe-core.
+# Postfix with its smtp-sink and Cyrus SASL, which no test runs as the machine's service, systemd's
+# reader of units, and for the pages Debian's Chromium and axe-core.
 # What is there already is left alone. With CI=true anything missing is a failure;
 # elsewhere it is said, and the tests that need it tell the rest.
 set -euo pipefail
@@ -83,6 +83,11 @@ packages=()
 [ -x /usr/bin/chromium ] || packages+=(chromium)
 command -v wrk >/dev/null || packages+=(wrk)
 need "Chromium, and wrk to measure with" apt_install "${packages[@]}"
+
+# systemd-analyze, which reads the units of deploy/; nothing is started.
+packages=()
+command -v systemd-analyze >/dev/null || packages+=(systemd)
+need "systemd-analyze" apt_install "${packages[@]}"
 
 # The lock that a node_modules was made from is kept inside it, written last.
 # npm_install FOLDER WHAT

@@ -58,6 +58,15 @@ _FORKS.set_forkserver_preload(
 )
 
 LANES = 3
+_WAYS = {
+    "kills": 10.0,
+    "stops": 2.0,
+    "pauses of a worker": 2.0,
+    "pauses of the server": 1.0,
+    "crashes of the server": 0.7,
+    "times without a free connection": 1.0,
+}
+"""What is done to them, and how often beside the others."""
 CONNECTIONS = 40
 """Of the server; three of them are for superusers, as which a watcher looks on."""
 _PATIENCE_S = 3.0
@@ -189,6 +198,7 @@ class Fleet:
         self._pages: list[str] = []
         self._token = ""
         self._is_asking = True
+        self._not_yet = list(_WAYS)
         self._last_case = 0
         self._promised: dict[str, str] = {}
         self._given_up: set[str] = set()
@@ -199,6 +209,7 @@ class Fleet:
         return Server.make(max_connections=str(CONNECTIONS))
 
     async def run(self, seconds: float) -> Tally:
+        """Longer, where the machine is so slow that hardly anything has happened."""
         begun = time.monotonic()
         await asyncio.to_thread(self._make)
         async with self._relay:
@@ -207,11 +218,13 @@ class Fleet:
             tasks += [asyncio.create_task(self._program(number)) for number in range(2)]
             try:
                 await self._until(lambda: len(self._promised) > 3, tasks)
-                until = time.monotonic() + seconds
-                while time.monotonic() < until:
+                until, slower = time.monotonic() + seconds, 1.0
+                while time.monotonic() < until or self._is_too_little():
                     await self._harm()
                     await self._until(lambda: True, tasks)
-                    await asyncio.sleep(self._chance.uniform(0.05, 0.4))
+                    await asyncio.sleep(self._chance.uniform(0.05, 0.4) * slower)
+                    if time.monotonic() > until:
+                        slower += 1.0
                 await self._settle(tasks)
             finally:
                 for task in tasks:
@@ -319,18 +332,25 @@ class Fleet:
                     one.start()
             await asyncio.sleep(0.02)
 
+    def _is_too_little(self) -> bool:
+        doubts = len(self._relay.doubtful) + self._relay.cut_short
+        return bool(self._not_yet) or len(self._promised) < 50 or not doubts
+
     async def _harm(self) -> None:
-        ways: tuple[tuple[str, float, Callable[[], Any]], ...] = (
-            ("kills", 10, self._kill),
-            ("stops", 2, self._stop),
-            ("workers paused", 2, self._pause_a_worker),
-            ("times the server's processes were paused", 1, self._pause_the_server),
-            ("crashes of the server", 0.7, self._crash_the_server),
-            ("times all connections were taken", 1, self._starve),
-        )
-        what, _, harm = self._chance.choices(ways, [weight for _, weight, _ in ways])[0]
+        """Each way once, in any order, then now one and now another."""
+        if self._not_yet:
+            what = self._not_yet.pop(self._chance.randrange(len(self._not_yet)))
+        else:
+            what = self._chance.choices(list(_WAYS), list(_WAYS.values()))[0]
         self.tally.harm[what] += 1
-        await harm()
+        await {
+            "kills": self._kill,
+            "stops": self._stop,
+            "pauses of a worker": self._pause_a_worker,
+            "pauses of the server": self._pause_the_server,
+            "crashes of the server": self._crash_the_server,
+            "times without a free connection": self._starve,
+        }[what]()
 
     async def _kill(self) -> None:
         self._chance.choice(self._members).tell(signal.SIGKILL)

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from referrals.delivery import DeliveryStatus, Submission
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.ports import Outbox
 from referrals.settings import RelaySettings, Security
 from referrals.transports.smtp import SmtpTransport
 from referrals.worker import DeliveryOptions, Report, Worker
@@ -33,7 +33,7 @@ class Office:
     `relay` is how its relays are talked to, besides host, port and timeout.
     """
 
-    outbox: SqliteOutbox
+    outbox: Outbox
     queued: list[Submission] = field(default_factory=list)
     now: datetime = NOW
     relay: dict[str, Any] = field(default_factory=lambda: {"security": Security.NONE})

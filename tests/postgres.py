@@ -164,15 +164,21 @@ class Server:
             )
         assert done.returncode == 0, (self.folder / "err").read_text()
 
-    def begin(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """One that goes on beside us."""
+    def shell(self, script: str, **variables: str) -> subprocess.Popen[bytes]:
+        """Begin a script that finds the programs and this server, as an operator's shell does."""
         return subprocess.Popen(
-            [self.programs / program, *arguments],
+            ["bash", "-euc", script],
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=_ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={
+                "PATH": f"{self.programs}:/usr/bin:/bin",
+                "LC_ALL": "C",
+                "PGHOST": str(self.folder),
+                "PGUSER": OWNER,
+                **variables,
+            },
             **_user(),
         )
 

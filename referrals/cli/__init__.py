@@ -35,7 +35,10 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "batch": ("batch", "Check, draft or send every row of a spreadsheet."),
     },
     "Follow it": {
-        "outbox": ("queue", "What was queued: list, show, retry, cancel, purge, export, erase."),
+        "outbox": (
+            "queue",
+            "What was queued: list, show, retry, cancel, purge, export, erase, restored.",
+        ),
         "deliver": ("queue", "Try every queued message that is due."),
         "worker": ("worker", "Go on delivering, beside others on other machines (PostgreSQL)."),
         "due": ("followup", "List referrals whose answer is overdue, and draft reminders."),

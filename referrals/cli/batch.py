@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -107,6 +107,7 @@ def batch_command(
     """
     from referrals.batch import Made, Survey, check_addresses
     from referrals.bootstrap import build_service
+    from referrals.cli.hold import read_holds
     from referrals.cli.relay import with_passwords
     from referrals.drafts import Staging, drafts_folder
     from referrals.row_files import open_rows
@@ -148,16 +149,17 @@ def batch_command(
             made = working.enter_context(Made(settings.outbox if send else folder))
         shown = _check(job, errors, make, made, submitting=send, despite=skip_invalid)
         seen = job.seen
+        held = frozenset(read_holds(settings))
         result: dict[str, Any] = {
             "rows": seen.rows,
             "rows_wrong": len(seen.wrong),
             "referrals": seen.referrals,
             "errors": shown,
             "errors_left_off": seen.errors - len(shown),
-            "by_agency": _agencies_json(seen, using),
+            "by_agency": _agencies_json(seen, using, held),
         }
         if not as_json:
-            _print_survey(seen, using, errors)
+            _print_survey(seen, using, errors, held)
         if made is None or (seen.wrong and not skip_invalid):
             result |= {"ok": not seen.wrong, "status": "nothing made"}
             if as_json:
@@ -339,7 +341,7 @@ def _write_skipped(rows: RowFile, seen: Survey, skipped: Path) -> None:
         rows.copy(temporary, seen.wrong)
 
 
-def _print_survey(seen: Survey, using: Service, errors: Path | None) -> None:
+def _print_survey(seen: Survey, using: Service, errors: Path | None, held: Container[str]) -> None:
     table = []
     for (agency, intervention), count in sorted(
         seen.by_agency(using.directory).items(), key=lambda one: (one[0][0].title, one[0][1])
@@ -349,6 +351,8 @@ def _print_survey(seen: Survey, using: Service, errors: Path | None) -> None:
             note = "can only be drafted"
         elif not agency.is_verified(using.today()):
             note = "not verified lately"
+        if agency.id in held:
+            note = f"held, {note}" if note else "held"
         table.append([f"{count:,}", agency.title, agency.email or "(no address)", intervention,
                       note])  # fmt: skip
     if table:
@@ -359,13 +363,14 @@ def _print_survey(seen: Survey, using: Service, errors: Path | None) -> None:
         click.echo(f"{_rows(len(seen.wrong))} to put right{where}.")
 
 
-def _agencies_json(seen: Survey, using: Service) -> list[dict[str, Any]]:
+def _agencies_json(seen: Survey, using: Service, held: Container[str]) -> list[dict[str, Any]]:
     return [
         {
             "agency": agency.id,
             "title": agency.title,
             "to": agency.email,
             "verified": agency.is_verified(using.today()),
+            "held": agency.id in held,
             "intervention": intervention,
             "referrals": count,
         }

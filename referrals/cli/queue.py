@@ -198,6 +198,8 @@ def _decision(verb: str) -> Any:
     @json_option
     def command(reference: str, as_json: bool) -> None:
         with open_outbox(read_settings()) as outbox:
+            if verb == "retry":
+                _check_not_moved(outbox, reference.upper())
             held: Held = getattr(outbox, verb)(reference.upper(), bootstrap.now())
             hold = kept(held, holds_by_agency(outbox))
         if as_json:
@@ -209,6 +211,14 @@ def _decision(verb: str) -> Any:
             )
 
     return command
+
+
+def _check_not_moved(outbox: Outbox, reference: str) -> None:
+    from referrals.cli.common import service
+    from referrals.holding import check_not_moved
+
+    for held in outbox.held(reference=reference, limit=1):
+        check_not_moved(held, service().directory.agencies.get(held.agency))
 
 
 outbox_command.command(

@@ -36,6 +36,9 @@ def serve_command(host: str | None, port: int | None) -> None:
     sign in (web.login). What is submitted on the page is tried in its background, so
     `referrals deliver` need not run besides.
 
+    A stop answers first what was asked, for ten seconds at most, and the exit code is 0. The same
+    signal a second time ends it at once.
+
     \b
     Example: referrals serve
     """

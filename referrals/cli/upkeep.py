@@ -209,6 +209,8 @@ def _unfinished(settings: Settings) -> Iterator[str]:
     days = settings.delivery.keep_unfinished_days
     try:
         with open_outbox(settings) as outbox:
+            if (copied := outbox.copied()) is not None:
+                yield str(copied.refusal(outbox.name))
             old = len(outbox.unfinished(now() - timedelta(days=days)))
     except OutboxError as error:
         yield str(error)

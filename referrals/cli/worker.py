@@ -55,6 +55,9 @@ def worker_command(concurrency: int | None, health: Address | None, as_json: boo
     its parts, and /metrics, only to this machine or to who has web.metrics_token. systemd is told
     when it is ready, and hears from it while its work gets on (Type=notify, WatchdogSec).
 
+    Exit code 0 once stopped; 6 if the database can't be used from the start, or an outcome could
+    not be recorded before it stopped. The same signal a second time ends it at once.
+
     With a file in place of PostgreSQL, see `referrals deliver --watch`.
 
     \b
@@ -103,7 +106,7 @@ class _Working:
         self.vitals = Vitals(Supervisor.of(os.environ), settings.delivery.lanes)
 
     async def run(self) -> None:
-        """Raises OutboxUnusable if the database can't be used from the start."""
+        """Raises OutboxUnusable if the database can't be used from the start, or at the stop."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
@@ -113,6 +116,7 @@ class _Working:
     async def _work(self) -> None:
         opened = failures = 0
         while not self._stopping.is_set():
+            is_delivering = False
             try:
                 with bootstrap.open_outbox(self._settings) as outbox:
                     if not opened and (copied := outbox.copied()) is not None:
@@ -122,11 +126,13 @@ class _Working:
                         outbox, self._relay, self._settings, told=self._told
                     )
                     self.vitals.opened()
+                    is_delivering = True
                     await watch_with(
                         outbox, self._worker, self._settings, self._as_json, self.vitals.seen
                     )
             except OutboxUnusable as error:
-                if not opened:
+                # What the relay took may be unrecorded, so such a stop is no success.
+                if not opened or (is_delivering and self._stopping.is_set()):
                     raise
                 self.vitals.waiting()
                 click.echo(f"Waiting: {error}", err=True)

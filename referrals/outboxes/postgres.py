@@ -37,6 +37,8 @@ from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided, storab
 
 _LISTEN_S = 0.5
 _LISTEN_AGAIN_S = 2.0
+_CLOSED_S = 2.0
+"""How long to wait for a thread that may ask a server that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class PostgresOutbox(PostgresLinks):
         super().close()
         self._silence.set()
         if self._heart is not None:
-            self._heart.join()
+            self._heart.join(_CLOSED_S)
 
     # Queueing
 
@@ -133,15 +135,8 @@ class PostgresOutbox(PostgresLinks):
                 (len(some),),
             ).fetchall()
         ]
-        turns = self._turns(db, [each.agency for each in some])
-        held = self._held_agencies(db)
-        due = [
-            (number, turn)
-            for each, number, turn in zip(some, numbers, turns, strict=True)
-            if each.agency not in held
-        ]
-        job_of = dict(zip((number for number, _ in due), jobs.defer(db, due), strict=True))
-        deferred = [job_of.get(number) for number in numbers]
+        turns = jobs.turns(db, [each.agency for each in some])
+        deferred = jobs.defer_due(db, numbers, turns)
         rows = [
             (
                 number,
@@ -157,7 +152,7 @@ class PostgresOutbox(PostgresLinks):
                 len(each.outgoing.content),
                 each.acknowledge_by,
                 job,
-                turn,
+                turn or 0,
                 each.facts_key,
             )
             for each, number, job, turn in zip(some, numbers, deferred, turns, strict=True)
@@ -180,19 +175,6 @@ class PostgresOutbox(PostgresLinks):
         db.cursor().executemany("INSERT INTO content VALUES (%s, %b)", contents)
         return made
 
-    @staticmethod
-    def _turns(db: Connection, agencies: Sequence[str]) -> list[int]:
-        """One message's turn after another, each after its agency's last."""
-        following = {
-            agency: one(db.execute("SELECT next_turn(%s)", (agency,)))[0]
-            for agency in dict.fromkeys(agencies)
-        }
-        turns = []
-        for agency in agencies:
-            turns.append(following[agency])
-            following[agency] += 1
-        return turns
-
     # Delivering
 
     async def claim(
@@ -209,6 +191,7 @@ class PostgresOutbox(PostgresLinks):
         return await self._await(
             lambda db: self._claim(db, owner, now, lease, only, every, pace),
             lambda result: self._owe(result, owner),
+            idle=True,
         )
 
     def _claim(
@@ -230,11 +213,12 @@ class PostgresOutbox(PostgresLinks):
         # What a clock put back has left in the future counts as now.
         until = max((min(kept.last, at) + kept.every for kept in paces if kept.last), default=at)
         if until > at:
+            if not self._is_any_due(db, only, now):
+                return None  # there is nothing to wait for
             for kept in paces:
                 if kept.last is not None and kept.last > at:
                     db.execute(kept.write, (at, *kept.which))
-            # Without a job there is nothing to wait for.
-            return NotYet(now + (until - at)) if self._is_any_due(db, only, now) else None
+            return NotYet(now + (until - at))
         while (taken := self._fetch(db, worker, only, now)) is not None:
             claimed = self._take(db, owner, now, at + lease, *taken)
             if claimed is not None:
@@ -377,6 +361,10 @@ class PostgresOutbox(PostgresLinks):
         status, due, failures, doubled = decided(
             outcome.status, claimed, now, policy, jitter, hold_uncertain
         )
+        if outcome.status is DeliveryStatus.RELAYED and self._record_relayed(
+            db, claimed, owner, outcome, now
+        ):
+            return status
         job, status_now, lease_owner, is_open, ended_as, ended_by = one(
             db.execute(_LOOK, (claimed.attempt, claimed.id))
         )
@@ -421,10 +409,36 @@ class PostgresOutbox(PostgresLinks):
             self._log(now, str(status), reference, claimed.case_reference, outcome.detail)
         return status
 
+    def _record_relayed(
+        self, db: Connection, claimed: Claimed, owner: str, outcome: Outcome, now: datetime
+    ) -> bool:
+        """Record in one step what most attempts come to; false if the message is no longer ours."""
+        reply = outcome.reply
+        done = db.execute(
+            _RECORD_RELAYED,
+            {
+                "message": claimed.id,
+                "attempt": claimed.attempt,
+                "owner": owner,
+                "now": now,
+                "stage": outcome.stage,
+                "code": reply.code if reply else None,
+                "enhanced": reply.enhanced if reply else None,
+                "words": storable(reply.text if reply else outcome.words),
+                "relay": outcome.relay,
+            },
+        )
+        if not done.rowcount:
+            return False
+        self._proof = _ENDED, (claimed.attempt, now, outcome.status)
+        reference = claimed.outgoing.reference
+        self._log(now, "relayed", reference, claimed.case_reference, outcome.detail)
+        return True
+
     async def release(self, claimed: Claimed, owner: str) -> None:
         """See `ports.Deliveries`."""
         self._owe(claimed, owner)
-        await self._await(nothing)
+        await self._await(nothing, idle=True)
 
     def _owe(self, claimed: Claimed | NotYet | None, owner: str) -> None:
         """Release a message with whatever is written next."""
@@ -484,7 +498,7 @@ class PostgresOutbox(PostgresLinks):
     ) -> int:
         """See `ports.Deliveries`. Gone, too, is whose heartbeat has stopped."""
         count = await self._await(
-            lambda db: self._recover(db, now, policy, is_gone, hold_uncertain)
+            lambda db: self._recover(db, now, policy, is_gone, hold_uncertain), idle=True
         )
         self._mended = True
         return count
@@ -630,7 +644,7 @@ class PostgresOutbox(PostgresLinks):
             yield
         finally:
             stop.set()
-            thread.join()
+            thread.join(_CLOSED_S)
 
 
 _INSERT = """
@@ -693,6 +707,25 @@ UPDATE message SET status = %(status)s, due_at = %(due)s, lease_until = NULL, le
     turn = coalesce(%(turn)s, turn), failures = %(failures)s,
     maybe_doubled = maybe_doubled OR %(doubled)s, relayed_at = coalesce(relayed_at, %(relayed)s)
 WHERE id = %(message)s
+"""
+
+# The job is finished as `jobs.finish` does it.
+_RECORD_RELAYED = """
+WITH mine AS MATERIALIZED (
+    SELECT message.id, message.job FROM message JOIN attempt ON attempt.message = message.id
+    WHERE message.id = %(message)s AND status = 'sending' AND lease_owner = %(owner)s
+        AND attempt.id = %(attempt)s AND ended_at IS NULL
+    FOR UPDATE OF message
+), finished AS MATERIALIZED (
+    SELECT procrastinate_finish_job_v1(job, 'succeeded', true) FROM mine
+), ended AS (
+    UPDATE attempt SET ended_at = %(now)s, outcome = 'relayed', stage = %(stage)s,
+        code = %(code)s, enhanced = %(enhanced)s, words = %(words)s, relay = %(relay)s
+    FROM mine WHERE attempt.id = %(attempt)s
+)
+UPDATE message SET status = 'relayed', lease_until = NULL, lease_owner = NULL, job = NULL,
+    relayed_at = coalesce(relayed_at, %(now)s)
+FROM mine, finished WHERE message.id = mine.id
 """
 
 _LOST = """

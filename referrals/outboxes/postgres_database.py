@@ -42,19 +42,29 @@ Row = dict[str, Any]
 T = TypeVar("T")
 
 _PATIENCE_S = 20.0
+_CLOSING_S = 5.0
+"""How long, when closed, to wait for a server so as to write what is owed, if anything."""
 _PAUSE_S = 0.05
 _MOST_IN_ONE_TRANSACTION = 1_000
 
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """A step that somebody waits for; `undo` is what to do with the result if he has stopped."""
+    """A step that somebody waits for; `undo` is what to do with the result if he has stopped.
+
+    `idle` is one that matters only while he does.
+    """
 
     run: Callable[[Connection], Any]
     done: Future[Any]
     undo: Callable[[Any], None] | None = None
+    idle: bool = False
     kept: bool = False
     result: Any = None
+
+    @property
+    def matters(self) -> bool:
+        return not (self.idle and self.done.cancelled())
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +93,9 @@ class PostgresDatabase:
         self.actor = actor.encode(errors="backslashreplace").decode().replace("\0", "\\0")
         self._patience_s = patience_s
         self._connection: Connection | None = None
-        self._gate = threading.Lock()  # for the next three
+        self._gate = threading.Lock()  # for the next four
         self._jobs: deque[_Job] = deque()
+        self._doing: Sequence[_Job] = ()
         self._closed = False
         self._writer: threading.Thread | None = None
         self._asked = threading.Condition(self._gate)
@@ -110,17 +121,21 @@ class PostgresDatabase:
         return self.database.name
 
     def close(self) -> None:
-        """Finish what was asked for, then close; whatever is asked for later is refused."""
+        """Finish what was asked for, then close; whatever is asked for later is refused.
+
+        A server that says nothing is not waited for where nobody waits for us.
+        """
         with self._gate:
             self._closed = True
             self._asked.notify()
             writer = self._writer
+            matters = any(job.matters for job in (*self._doing, *self._jobs))
         if writer is None:
-            if self._is_owing():
-                self._finish([_Job(nothing, Future())])
+            self._pay()
         else:
-            writer.join()
-        self._let_go()
+            writer.join(None if matters else _CLOSING_S)
+        if writer is None or not writer.is_alive():
+            self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -148,11 +163,11 @@ class PostgresDatabase:
                         self._asked.wait()
                     count = min(len(self._jobs), _MOST_IN_ONE_TRANSACTION)
                     jobs = [self._jobs.popleft() for _ in range(count)]
+                    self._doing = jobs
                 if not jobs:
                     break
                 self._finish(jobs)
-            if self._is_owing():
-                self._finish([_Job(nothing, Future())])
+            self._pay()
         finally:
             # Should this thread ever die, nobody is to wait for it.
             with self._gate:
@@ -161,6 +176,13 @@ class PostgresDatabase:
                 self._jobs.clear()
             for job in left:
                 _tell(job, (None, self._is_closed()))
+
+    def _pay(self) -> None:
+        """Write what `_begun` still owes, last of all."""
+        if self._is_owing():
+            self._patience_s = min(self._patience_s, _CLOSING_S)
+            self._doing = [_Job(nothing, Future())]
+            self._finish(self._doing)
 
     def _finish(self, jobs: Sequence[_Job]) -> None:
         """Do them in one transaction, and tell each what came of it once that is kept."""
@@ -179,6 +201,7 @@ class PostgresDatabase:
                 if wrong is None and job.undo is not None and job.done.cancelled():
                     job.undo(result)
                     self._jobs.append(_Job(nothing, Future()))
+            self._doing = ()
         for job, answer in zip(jobs, answers, strict=True):
             _tell(job, answer)
 
@@ -200,7 +223,7 @@ class PostgresDatabase:
                 self._commit(until)
             except psycopg.Error as error:
                 self._rollback()
-                if not is_passing(error) or time.monotonic() >= until:
+                if not (is_passing(error) and self._may_wait(until)):
                     raise
                 time.sleep(_PAUSE_S)
             except BaseException:
@@ -257,9 +280,14 @@ class PostgresDatabase:
                 return connection
             except psycopg.Error as error:
                 self._drop()
-                if not is_passing(error) or time.monotonic() >= until:
+                if not (is_passing(error) and self._may_wait(until)):
                     raise
             time.sleep(_PAUSE_S)
+
+    def _may_wait(self, until: float) -> bool:
+        """Whether to try again: there is time, and somebody to do it for."""
+        in_vain = self._closed and not any(job.matters for job in self._doing)
+        return time.monotonic() < until and not in_vain
 
     def _commit(self, until: float) -> None:
         connection = self._connection
@@ -348,17 +376,26 @@ class PostgresDatabase:
         return self._ask(run).result()
 
     async def _await(
-        self, run: Callable[[Connection], T], undo: Callable[[T], None] | None = None
+        self,
+        run: Callable[[Connection], T],
+        undo: Callable[[T], None] | None = None,
+        *,
+        idle: bool = False,
     ) -> T:
         """As `_do`.
 
         Should the caller be cancelled, `undo` is given the result, and something is written after.
+
+        Args:
+            idle: it matters only while the caller waits for it.
         """
-        job = _Job(run, Future(), undo)
+        job = _Job(run, Future(), undo, idle)
         self._put(job)
         try:
             return await asyncio.wrap_future(job.done)
         except asyncio.CancelledError:
+            if idle:
+                job.done.cancel()
             if undo is not None:
                 self._undo(job, undo)
             raise

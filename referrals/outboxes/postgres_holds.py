@@ -129,62 +129,116 @@ class PostgresHolds(PostgresRetention):
             .execute(_TO_REROUTE, (status, after, rerouting.agency, rerouting.recipient, GROUP))
             .fetchall()
         )
-        return [self._reroute_one(db, rerouting, row, now) for row in rows]
+        for row in rows:
+            if row["job"] is not None:  # queued in the moment in which the hold began
+                jobs.cancel(db, row["job"])
+        return self._reroute_all(db, rerouting, rows, now) if rows else []
 
-    def _reroute_one(
-        self, db: Connection, rerouting: Rerouting, row: Row, now: datetime
-    ) -> Rerouted:
+    def _reroute_all(
+        self, db: Connection, rerouting: Rerouting, rows: list[Row], now: datetime
+    ) -> list[Rerouted]:
+        """In a few statements, however many there are: each is a way to the server and back."""
         from referrals.holding import NOT_INTACT, Kept, Rerouted
 
-        number, reference, facts = row["id"], row["reference"], row["facts_key"]
-        old = Kept(row["recipient"], row["sha256"], row["octets"])
-        if row["job"] is not None:  # queued in the moment in which the hold began
-            jobs.cancel(db, row["job"])
-        there = db.execute(_THERE, (reference, facts, rerouting.recipient)).fetchone()
-        if there is not None:
-            db.execute(_CANCEL, (number,))
-            after, sha256 = there
-        else:
+        columns = [[row[name] for row in rows] for name in ("id", "reference", "facts_key")]
+        found = db.execute(_THERE, [*columns, rerouting.recipient]).fetchall()
+        there: dict[int, tuple[int, str]] = {old: (new, sha256) for old, new, sha256 in found}
+        kept = {row["id"]: Kept(row["recipient"], row["sha256"], row["octets"]) for row in rows}
+        made: dict[int, Readdressed] = {}
+        by_facts: dict[tuple[str, str], int] = {}  # the same facts, at two old addresses
+        twice: dict[int, int] = {}
+        broken = []
+        for row in rows:
+            number, facts = row["id"], (row["reference"], row["facts_key"])
+            if number in there:
+                continue
+            if row["facts_key"] is not None and facts in by_facts:
+                twice[number] = by_facts[facts]
+                continue
             token = secrets.token_hex(8)
-            new = rerouting.message(reference, row["message_id"], old, token, now)
+            new = rerouting.message(row["reference"], row["message_id"], kept[number], token, now)
             if new is None:
-                db.execute(_FAIL, (number,))
-                why = {"why": NOT_INTACT}
-                self._log(now, "failed", reference, row["case_reference"], why)
-                return Rerouted(reference, number, None)
-            db.execute(_CANCEL, (number,))  # before its key is another's
-            after, sha256 = self._insert_instead(db, row, rerouting.recipient, new, now), new.sha256
-        if facts is not None:
-            db.execute("UPDATE rerouted SET message = %s WHERE message = %s", (after, number))
-            db.cursor().executemany(
-                "INSERT INTO rerouted VALUES (%s, %s, %s) ON CONFLICT (facts_key, recipient)"
-                " DO UPDATE SET message = excluded.message",
-                [(facts, old.recipient, after), (facts, rerouting.recipient, after)],
-            )
-        detail = rerouting.detail(old, row["intervention"], sha256)
-        self._log(now, "rerouted", reference, row["case_reference"], detail)
-        return Rerouted(reference, number, after, joined=there is not None)
+                broken.append(number)
+                continue
+            made[number] = new
+            by_facts[facts] = number
+        db.execute(_FAIL, (broken,))
+        db.execute(_CANCEL, ([number for number in kept if number not in broken],))
+        after = self._insert_instead(db, rows, rerouting.recipient, made, now)
+        ends = {
+            **there,
+            **{old: (after[old], one.sha256) for old, one in made.items()},
+            **{old: (after[first], made[first].sha256) for old, first in twice.items()},
+        }
+        self._note_addresses(db, rerouting.recipient, rows, ends)
+        done = []
+        for row in rows:
+            number, reference, case_reference = row["id"], row["reference"], row["case_reference"]
+            if number not in ends:
+                self._log(now, "failed", reference, case_reference, {"why": NOT_INTACT})
+                done.append(Rerouted(reference, number, None))
+                continue
+            end, sha256 = ends[number]
+            detail = rerouting.detail(kept[number], row["intervention"], sha256)
+            self._log(now, "rerouted", reference, case_reference, detail)
+            done.append(Rerouted(reference, number, end, joined=number not in made))
+        return done
 
     @staticmethod
     def _insert_instead(
-        db: Connection, row: Row, recipient: str, new: Readdressed, now: datetime
-    ) -> int:
-        (number,) = one(
-            db.execute(
-                _INSERT,
-                {
-                    "key": row["content_key"],
-                    "recipient": recipient,
-                    "message_id": new.message_id,
-                    "sha256": new.sha256,
-                    "size": len(new.content),
-                    "now": now,
-                    "old": row["id"],
-                },
-            )
+        db: Connection,
+        rows: list[Row],
+        recipient: str,
+        made: dict[int, Readdressed],
+        now: datetime,
+    ) -> dict[int, int]:
+        """By the old one's number that of the new one, which takes over its key."""
+        moved = [row for row in rows if row["id"] in made]
+        news = [made[row["id"]] for row in moved]
+        inserted = db.execute(
+            _INSERT,
+            {
+                "recipient": recipient,
+                "now": now,
+                "olds": [row["id"] for row in moved],
+                "keys": [row["content_key"] for row in moved],
+                "message_ids": [new.message_id for new in news],
+                "sha256s": [new.sha256 for new in news],
+                "sizes": [len(new.content) for new in news],
+            },
+        ).fetchall()
+        after = {old: number for number, old in inserted}
+        db.cursor().executemany(
+            "INSERT INTO content VALUES (%s, %b)",
+            [(after[old], new.content) for old, new in made.items()],
         )
-        db.execute("INSERT INTO content VALUES (%s, %b)", (number, new.content))
-        return int(number)
+        return after
+
+    @staticmethod
+    def _note_addresses(
+        db: Connection, recipient: str, rows: list[Row], ends: dict[int, tuple[int, str]]
+    ) -> None:
+        """Under which facts and addresses a message is known from here on."""
+        known: dict[tuple[str, str], int] = {}
+        moved: list[tuple[str, int, int]] = []
+        for row in rows:
+            facts, number = row["facts_key"], row["id"]
+            if facts is None or number not in ends:
+                continue
+            end = ends[number][0]
+            moved.append((facts, number, end))
+            known[facts, row["recipient"]] = known[facts, recipient] = end
+        if not moved:
+            return
+        db.execute(_MOVE_KNOWN, [list(column) for column in zip(*moved, strict=True)])
+        db.execute(
+            _NOTE_KNOWN,
+            [
+                [facts for facts, _ in known],
+                [address for _, address in known],
+                list(known.values()),
+            ],
+        )
 
     def resume(self, agency: str, recipient: str | None, now: datetime) -> None:
         """See `ports.Holds`."""
@@ -226,10 +280,6 @@ class PostgresHolds(PostgresRetention):
             deferred = jobs.defer(db, list(zip(numbers, turns, strict=True)))
             db.execute(_MAKE_DUE, (now, numbers, deferred, turns))
         return len(numbers)
-
-    @staticmethod
-    def _held_agencies(db: Connection) -> set[str]:
-        return {agency for (agency,) in db.execute("SELECT agency FROM hold").fetchall()}
 
     @staticmethod
     def _known_elsewhere(db: Connection, submissions: Sequence[Submission]) -> dict[str, Queued]:
@@ -281,27 +331,43 @@ ORDER BY id LIMIT %s FOR UPDATE OF message
 """
 
 _THERE = f"""
-SELECT id, sha256 FROM message
-WHERE reference = %s AND facts_key = %s AND recipient = %s AND {LIVE}
-ORDER BY id DESC LIMIT 1
+SELECT DISTINCT ON (given.id) given.id, message.id, message.sha256
+FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS given (id, reference, facts_key)
+JOIN message ON message.reference = given.reference AND message.facts_key = given.facts_key
+WHERE message.recipient = %s AND {LIVE}
+ORDER BY given.id, message.id DESC
 """  # noqa: S608 - ours
 
 _CANCEL = """
 UPDATE message SET status = 'cancelled', due_at = NULL, job = NULL,
     content_key = content_key || ':rerouted:' || id
-WHERE id = %s
+WHERE id = ANY(%s)
 """
 
-_FAIL = "UPDATE message SET status = 'failed', due_at = NULL, job = NULL WHERE id = %s"
+_FAIL = "UPDATE message SET status = 'failed', due_at = NULL, job = NULL WHERE id = ANY(%s)"
 
 _INSERT = """
 INSERT INTO message (reference, case_reference, intervention, agency, content_key, sender,
     recipient, message_id, sha256, size, queued_at, trying_since, status, due_at, acknowledge_by,
     facts_key, replaces)
-SELECT reference, case_reference, intervention, agency, %(key)s, sender,
-    %(recipient)s, %(message_id)s, %(sha256)s, %(size)s, %(now)s, %(now)s, 'queued', %(now)s,
+SELECT reference, case_reference, intervention, agency, made.content_key, sender,
+    %(recipient)s, made.message_id, made.sha256, made.size, %(now)s, %(now)s, 'queued', %(now)s,
     acknowledge_by, facts_key, id
-FROM message WHERE id = %(old)s RETURNING id
+FROM unnest(%(olds)s::bigint[], %(keys)s::text[], %(message_ids)s::text[], %(sha256s)s::text[],
+    %(sizes)s::integer[]) AS made (old, content_key, message_id, sha256, size)
+JOIN message ON id = made.old
+ORDER BY id RETURNING id, replaces
+"""
+
+_MOVE_KNOWN = """
+UPDATE rerouted SET message = moved.after
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS moved (facts_key, before, after)
+WHERE rerouted.facts_key = moved.facts_key AND rerouted.message = moved.before
+"""
+
+_NOTE_KNOWN = """
+INSERT INTO rerouted SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[])
+ON CONFLICT (facts_key, recipient) DO UPDATE SET message = excluded.message
 """
 
 _ELSEWHERE = """

@@ -14,7 +14,7 @@ from procrastinate.sql import queries
 from procrastinate.types import JobToDefer
 from psycopg.types.json import Jsonb
 
-from referrals.outboxes.postgres_link import Connection
+from referrals.outboxes.postgres_link import Connection, one
 
 QUEUE = "referrals"
 TASK = "referrals.deliver"
@@ -48,6 +48,29 @@ def defer(db: Connection, messages: Sequence[tuple[int, int]]) -> list[int]:
         for message, turn in messages
     ]
     return [number for (number,) in db.execute(queries["defer_jobs"], {"jobs": jobs}).fetchall()]
+
+
+def turns(db: Connection, agencies: Sequence[str]) -> list[int | None]:
+    """One message's turn after another, each after its agency's last; none if that is held."""
+    following: dict[str, int | None] = {
+        agency: one(db.execute(_NEXT_TURN, (agency, agency)))[0]
+        for agency in dict.fromkeys(agencies)
+    }
+    found = []
+    for agency in agencies:
+        turn = following[agency]
+        found.append(turn)
+        following[agency] = None if turn is None else turn + 1
+    return found
+
+
+def defer_due(
+    db: Connection, messages: Sequence[int], turns: Sequence[int | None]
+) -> list[int | None]:
+    """A job for each message that has a turn: its number."""
+    due = [(each, turn) for each, turn in zip(messages, turns, strict=True) if turn is not None]
+    job_of = dict(zip((each for each, _ in due), defer(db, due), strict=True))
+    return [job_of.get(each) for each in messages]
 
 
 def fetch(db: Connection, worker: int) -> tuple[int, int] | None:
@@ -119,6 +142,14 @@ def forget_waiting(db: Connection, agency: str, limit: int) -> list[int]:
     return [number for (number,) in rows]
 
 
+def forget(db: Connection, jobs: Iterable[int]) -> None:
+    """Have no such jobs any more, whether they wait or are under way.
+
+    Procrastinate has nothing for many at once.
+    """
+    db.execute("DELETE FROM procrastinate_jobs WHERE id = ANY(%s)", (list(jobs),))
+
+
 def hasten(db: Connection, jobs: Iterable[int]) -> None:
     """Make jobs due now. Procrastinate has nothing for jobs that wait already."""
     db.execute(
@@ -162,3 +193,8 @@ def stalled(db: Connection) -> list[int]:
 def forget_silent(db: Connection) -> None:
     """Strike off workers that died; their jobs are stalled all the same."""
     db.execute(queries["prune_stalled_workers"], {"seconds_since_heartbeat": SILENT_S})
+
+
+_NEXT_TURN = """
+SELECT CASE WHEN NOT EXISTS (SELECT 1 FROM hold WHERE agency = %s) THEN next_turn(%s) END
+"""

@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotPossibleNow
 from referrals.outboxes import postgres_jobs as jobs
+from referrals.outboxes.postgres_database import Row
 from referrals.outboxes.postgres_holds import PostgresHolds
 from referrals.outboxes.postgres_link import Connection, one
 from referrals.relay_log import reference_of
@@ -40,6 +41,10 @@ _DIFFERS = {
     "tables": "its tables were made anew from a dump",
     "timeline": "its server was recovered from a backup, or is a standby that was promoted",
 }
+
+
+# Not by the job: what waits for an agency that is held has none.
+_WAITS = "(due_at IS NOT NULL OR lease_until IS NOT NULL)"
 
 
 class PostgresOrigin(PostgresHolds):
@@ -104,7 +109,7 @@ class PostgresOrigin(PostgresHolds):
             if not self._is_copy(db):
                 return False
             if db.execute(
-                "SELECT 1 FROM message, origin WHERE job IS NOT NULL"
+                f"SELECT 1 FROM message, origin WHERE {_WAITS}"  # noqa: S608 - ours
                 " AND message.id <= origin.last_message LIMIT 1"
             ).fetchone():
                 raise NotPossibleNow(STILL_WAITS)
@@ -126,7 +131,8 @@ class PostgresOrigin(PostgresHolds):
 
     def _is_copy(self, db: Connection) -> bool:
         db.execute("SELECT 1 FROM origin FOR UPDATE")
-        return self._look(db) is not None
+        self._copied = self._look(db)
+        return self._copied is not None
 
     def _settle_here(self, db: Connection) -> None:
         db.execute(
@@ -137,10 +143,10 @@ class PostgresOrigin(PostgresHolds):
 
     def unsettled(self, *, waiting: bool, after: int = 0, limit: int) -> list[Unsettled]:
         of = (
-            "job IS NOT NULL AND id <= coalesce((SELECT last_message FROM origin),"
+            f"{_WAITS} AND id <= coalesce((SELECT last_message FROM origin),"  # noqa: S608 - ours
             " (SELECT max(id) FROM message))"
             if waiting
-            else "job IS NULL AND status IN ('uncertain', 'failed')"
+            else f"NOT {_WAITS} AND status IN ('uncertain', 'failed')"
         )
         rows = self._read(
             "SELECT id, reference, message_id, status, purged_at,"  # noqa: S608 - ours
@@ -173,50 +179,25 @@ class PostgresOrigin(PostgresHolds):
             rows = cursor.execute(
                 "SELECT * FROM message WHERE id = ANY(%s) ORDER BY id FOR UPDATE", (list(verdicts),)
             ).fetchall()
-            found: Counter[Verdict] = Counter()
+            found: dict[Verdict, list[Row]] = {verdict: [] for verdict in Verdict}
             for row in rows:
-                verdict, waits = verdicts[row["id"]], row["job"] is not None
+                verdict = verdicts[row["id"]]
+                waits = row["due_at"] is not None or row["lease_until"] is not None
                 if is_possible(verdict, DeliveryStatus(row["status"]), waits, row["purged_at"]):
-                    self._settle(db, row, verdict, now)
-                    found[verdict] += 1
-            return found
+                    found[verdict].append(row)
+            copied = self._look(db)
+            as_of = min(copied.as_of, now) if copied else now
+            for verdict, some in found.items():
+                if verdict is Verdict.DUE:
+                    _make_due(db, some, now)
+                else:
+                    _put_to_rest(db, some, verdict, as_of, now)
+                for row in some:
+                    action, detail = settled_words(verdict, row["status"])
+                    self._log(now, action, row["reference"], row["case_reference"], detail)
+            return Counter({verdict: len(some) for verdict, some in found.items() if some})
 
         return self._do(run)
-
-    def _settle(
-        self, db: Connection, row: Mapping[str, Any], verdict: Verdict, now: datetime
-    ) -> None:
-        number, job = row["id"], row["job"]
-        if verdict is Verdict.DUE:
-            (turn,) = one(db.execute("SELECT next_turn(%s)", (row["agency"],)))
-            (job,) = jobs.defer(db, [(number, turn)])
-            db.execute(
-                "UPDATE message SET status = 'queued', due_at = %s, failures = 0, job = %s,"
-                " turn = %s WHERE id = %s",
-                (now, job, turn, number),
-            )
-        else:
-            # Procrastinate's statements refuse a job that is not in the state they ask for.
-            if job is not None and jobs.status(db, job) == "doing":
-                jobs.finish(db, job)
-            elif job is not None:
-                jobs.cancel(db, job)
-            relayed = verdict is Verdict.RELAYED
-            values = {
-                "message": number,
-                "now": now,
-                "as_of": self._copied.as_of if self._copied else now,
-                "status": "relayed" if relayed else "uncertain",
-                "words": RELAYED_WORDS if relayed else HELD_WORDS,
-                "relayed": now if relayed else None,
-                "doubled": not relayed,
-            }
-            ended = db.execute(_END_ATTEMPT, values).rowcount
-            if not ended:
-                db.execute(_ADD_ATTEMPT, values)
-            db.execute(_REST, values | {"added": 0 if ended else 1})
-        action, detail = settled_words(verdict, row["status"])
-        self._log(now, action, row["reference"], row["case_reference"], detail)
 
     def surely_relayed(self, since: datetime, before: datetime | None = None) -> list[str]:
         rows = self._read(
@@ -238,6 +219,38 @@ class PostgresOrigin(PostgresHolds):
             here = {row["message_id"] for row in rows}
             found += [each for each in some if each not in here]
         return found
+
+
+def _make_due(db: Connection, rows: Sequence[Row], now: datetime) -> None:
+    numbers = [row["id"] for row in rows]
+    turns = jobs.turns(db, [row["agency"] for row in rows])
+    deferred = jobs.defer_due(db, numbers, turns)
+    db.execute(
+        "UPDATE message SET status = 'queued', due_at = %s, failures = 0, job = new.job,"
+        " turn = coalesce(new.turn, message.turn)"
+        " FROM unnest(%s::bigint[], %s::bigint[], %s::integer[]) AS new (id, job, turn)"
+        " WHERE message.id = new.id",
+        (now, numbers, deferred, turns),
+    )
+
+
+def _put_to_rest(
+    db: Connection, rows: Sequence[Row], verdict: Verdict, as_of: datetime, now: datetime
+) -> None:
+    relayed = verdict is Verdict.RELAYED
+    jobs.forget(db, [row["job"] for row in rows if row["job"] is not None])
+    db.execute(
+        _REST,
+        {
+            "messages": [row["id"] for row in rows],
+            "now": now,
+            "as_of": as_of,
+            "status": "relayed" if relayed else "uncertain",
+            "words": RELAYED_WORDS if relayed else HELD_WORDS,
+            "relayed": now if relayed else None,
+            "doubled": not relayed,
+        },
+    )
 
 
 def _found(db: Connection) -> tuple[Copied | None, bool, tuple[Any, ...]]:
@@ -277,19 +290,20 @@ SELECT origin.system_identifier, origin.database, origin.tables, origin.timeline
 FROM origin, here()
 """
 
-_END_ATTEMPT = """
-UPDATE attempt SET ended_at = %(now)s, outcome = %(status)s, words = %(words)s
-WHERE message = %(message)s AND ended_at IS NULL
-"""
-
-_ADD_ATTEMPT = """
-INSERT INTO attempt (message, started_at, ended_at, outcome, words)
-VALUES (%(message)s, least(%(as_of)s, %(now)s), %(now)s, %(status)s, %(words)s)
-"""
-
+# What was under way ends so; of the rest, an attempt is put down of which we know nothing more.
 _REST = """
+WITH ended AS (
+    UPDATE attempt SET ended_at = %(now)s, outcome = %(status)s, words = %(words)s
+    WHERE message = ANY(%(messages)s) AND ended_at IS NULL RETURNING message
+), added AS (
+    INSERT INTO attempt (message, started_at, ended_at, outcome, words)
+    SELECT id, %(as_of)s, %(now)s, %(status)s, %(words)s
+    FROM unnest(%(messages)s::bigint[]) AS wanted (id) WHERE id NOT IN (SELECT message FROM ended)
+    RETURNING message
+)
 UPDATE message SET status = %(status)s, due_at = NULL, lease_until = NULL, lease_owner = NULL,
-    job = NULL, attempts = attempts + %(added)s, maybe_doubled = maybe_doubled OR %(doubled)s,
-    relayed_at = coalesce(relayed_at, %(relayed)s)
-WHERE id = %(message)s
+    job = NULL, attempts = attempts + (id IN (SELECT message FROM added))::integer,
+    maybe_doubled = maybe_doubled OR %(doubled)s,
+    relayed_at = coalesce(relayed_at, %(relayed)s::timestamptz)
+WHERE id = ANY(%(messages)s)
 """

@@ -35,7 +35,11 @@ class Step:
     @property
     def waits(self) -> bool:
         """Whether programs that do not know it yet would be in its way."""
-        return "_post_" in self.name
+        return _waits(self.name)
+
+
+def _waits(name: str) -> bool:
+    return "_post_" in name
 
 
 def steps() -> list[Step]:
@@ -132,9 +136,10 @@ def _others_work(connection: Connection) -> bool:
 
 
 def check(connection: Connection, database: Database) -> None:
-    """Raises OutboxUnusable unless the tables are those that this version knows.
+    """Raises OutboxUnusable unless this version can use the tables.
 
-    Steps that wait for old workers to stop are no hindrance.
+    Steps that wait for old workers to stop are no hindrance, nor are those that a newer version has
+    made without waiting: pages and workers of both run side by side until the old are stopped.
     """
     try:
         made = _made(connection)
@@ -143,7 +148,7 @@ def check(connection: Connection, database: Database) -> None:
             f"{database.name} has no outbox yet. Run `referrals migrate`."
         ) from None
     known = steps_known()
-    _refuse_newer(made, known, database)
+    _refuse_newer({name for name in made if _waits(name)}, known, database)
     if any(step.name not in made and not step.waits for step in known):
         raise OutboxUnusable(
             f"The outbox in {database.name} was made by an older version of referrals. Run "

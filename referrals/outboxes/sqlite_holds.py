@@ -123,7 +123,10 @@ class SqliteHolds(SqliteVerifications):
             db.execute(_CANCEL, (number,))  # before its key is another's
             after, sha256 = self._insert_instead(db, row, rerouting.recipient, new, now), new.sha256
         if facts is not None:
-            db.execute("UPDATE rerouted SET message = ? WHERE message = ?", (after, number))
+            db.execute(
+                "UPDATE rerouted SET message = ? WHERE facts_key = ? AND message = ?",
+                (after, facts, number),
+            )
             db.executemany(
                 "INSERT INTO rerouted VALUES (?, ?, ?) ON CONFLICT (facts_key, recipient)"
                 " DO UPDATE SET message = excluded.message",
@@ -160,13 +163,17 @@ class SqliteHolds(SqliteVerifications):
         """See `ports.Holds`."""
         from referrals.holding import not_held, still_elsewhere
 
-        def run(db: sqlite3.Connection) -> None:
+        def releasable(db: sqlite3.Connection) -> Hold:
             hold = _hold(db, agency)
             if hold is None:
                 raise not_held(agency)
             (left,) = db.execute(_ELSEWHERE, (agency, recipient)).fetchone()
             if left:
                 raise still_elsewhere(agency, left)
+            return hold
+
+        def run(db: sqlite3.Connection) -> None:
+            hold = releasable(db)
             stopped = db.execute(_STOP_UNCERTAIN, (agency, recipient)).rowcount
             db.execute(
                 "UPDATE message SET trying_since = trying_since + :now - max(trying_since, :since)"
@@ -178,6 +185,7 @@ class SqliteHolds(SqliteVerifications):
             self._log(db, now, "agency released", "", "", detail)
             self._forget_reads()
 
+        self._do(releasable)
         # As if it had just been queued, so that nobody else waits behind all that was held.
         while self._do(
             lambda db: db.execute(_DUE_NOW, {"agency": agency, "now": micros(now)}).rowcount

@@ -18,7 +18,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -41,6 +41,7 @@ _KEPT_FOR = timedelta(minutes=5)
 _SUBSTITUTE_FOR = timedelta(minutes=1)
 _SUBSTITUTE_MESSAGES = 100
 """After so much, a link to a relay that is not the first ends, since an earlier may be well."""
+_BROKEN_IN_A_ROW = 3
 _CLOSING = 421
 _FIRST_KEY = re.compile(
     r"\brelay\.(host|port|security|username|password|ca_file|local_hostname)\b", re.ASCII
@@ -69,6 +70,7 @@ class Choice:
     open: int = 0  # links of ours that are up, or about to be
     up: int = 0
     refused_at: int = 0  # how many were up when it allowed no more
+    broken: int = 0  # links in a row that took nothing and were lost
     failed: int = 0
     last: Fault | None = None
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -89,9 +91,13 @@ def shared_name(name: str, host: str | None) -> str:
 
 @dataclass(frozen=True)
 class _Try:
-    """A relay to be tried, again if it is `due` for that, or because nothing better is left."""
+    """A relay to be tried, again if it is `due` for that, or because nothing better is left.
+
+    `failed` is how often it had failed before we asked whether it is well.
+    """
 
     choice: Choice
+    failed: int
     due: RelayState | None = None
     last_resort: bool = False
 
@@ -134,7 +140,7 @@ class Failover:
                 on_trial = await self._outbox.take_trial(tried.due, self._now())
                 if not on_trial:  # another lane is at it
                     if not tried.due.refused_login:
-                        tries.append(_Try(choice, last_resort=True))
+                        tries.append(replace(tried, due=None, last_resort=True))
                     continue
             async with AsyncExitStack() as stack:
                 try:
@@ -149,17 +155,15 @@ class Failover:
                 try:
                     yield link
                 except (RelayRefused, NoLink) as error:
-                    fault = error.fault if isinstance(error, NoLink) else error
-                    await self._leave_alone(choice, RelayFault.of(fault), on_trial=on_trial)
+                    fault = RelayFault.of(error.fault if isinstance(error, NoLink) else error)
+                    await self._leave_alone(choice, fault, on_trial=on_trial and link.is_in_doubt)
                     if len(self._choices) == 1 or tried.last_resort:
                         raise
                     raise Elsewhere from None
                 except Renew:
-                    if on_trial and not link.works:
-                        await self._leave_alone(choice, RelayFault("link"), on_trial=True)
+                    await self._ended(choice, link, on_trial=on_trial)
                     raise
-                finally:
-                    await link.settle()
+                await self._ended(choice, link, on_trial=False)
                 return
         raise await self._none_left(faults)
 
@@ -170,19 +174,20 @@ class Failover:
 
         Not one that refused the login: it is tried when its time has come, or a person says so.
         """
-        if len(self._choices) == 1:
-            return [_Try(self._choices[0])]
+        tries = [_Try(choice, choice.failed) for choice in self._choices]
+        if len(tries) == 1:
+            return tries
         states = await self._outbox.recall_relays(self._now())
         first, later = [], []
-        for choice in self._choices:
-            state = states.get(choice.shared_as)
-            self._tell_of(choice, state)
+        for one in tries:
+            state = states.get(one.choice.shared_as)
+            self._tell_of(one.choice, state)
             if state is None or state.fault is None:
-                first.append(_Try(choice))
+                first.append(one)
             elif not state.is_left_alone(self._now()):
-                first.append(_Try(choice, state))
+                first.append(replace(one, due=state))
             elif not state.refused_login:
-                later.append(_Try(choice, last_resort=True))
+                later.append(replace(one, last_resort=True))
         return first + later
 
     async def _none_left(self, faults: Sequence[Fault]) -> Fault:
@@ -219,7 +224,7 @@ class Failover:
         if limits.connections:
             owner = await self._take_place(stack, choice)
         try:
-            session = await self._connect(stack, choice)
+            session = await self._connect(stack, tried)
         except (RelayRefused, TransientDeliveryError) as error:
             if _allows_no_more(choice, error):
                 choice.refused_at = choice.up
@@ -258,13 +263,13 @@ class Failover:
         stack.push_async_callback(give_back)
         return owner
 
-    async def _connect(self, stack: AsyncExitStack, choice: Choice) -> Session:
+    async def _connect(self, stack: AsyncExitStack, tried: _Try) -> Session:
         """The first link by one lane alone: a wrong password is tried once, not once a lane."""
+        choice = tried.choice
         async with AsyncExitStack() as alone:
             if not choice.has_link():
-                failed = choice.failed
                 await alone.enter_async_context(choice.opening)
-                if choice.failed != failed and choice.last is not None:
+                if choice.failed != tried.failed and choice.last is not None:
                     raise _again(choice.last)
                 if choice.has_link():
                     await alone.aclose()
@@ -284,6 +289,17 @@ class Failover:
             choice.shared_as, fault, self._now(), on_trial=on_trial
         )
         self._tell_of(choice, state)
+
+    async def _ended(self, choice: Choice, link: _Through, *, on_trial: bool) -> None:
+        """A link was used to its end, or broke: a relay that breaks one after another is ill."""
+        await link.settle()
+        if link.works or not link.messages:
+            choice.broken = 0
+            return
+        choice.broken += 1
+        if on_trial or choice.broken >= _BROKEN_IN_A_ROW:
+            choice.broken = 0
+            await self._leave_alone(choice, RelayFault("link"), on_trial=on_trial)
 
     async def is_well(self, choice: Choice) -> None:
         await self._outbox.note_well(choice.shared_as, self._now())
@@ -330,15 +346,15 @@ class _Through:
         self._session = session
         self._owner = owner
         self._is_substitute = is_substitute
-        self._is_in_doubt = is_in_doubt  # until it is said to be well
+        self.is_in_doubt = is_in_doubt  # until it is said to be well
         self.works = False
         self._opened = self._kept = failover.now()
-        self._messages = 0
+        self.messages = 0
 
     @property
     def is_spent(self) -> bool:
         return self._is_substitute and (
-            self._messages >= _SUBSTITUTE_MESSAGES
+            self.messages >= _SUBSTITUTE_MESSAGES
             or not timedelta(0) <= self._failover.now() - self._opened < _SUBSTITUTE_FOR
         )
 
@@ -351,7 +367,7 @@ class _Through:
         await self.settle()
         if not await self._is_kept():
             raise Renew
-        self._messages += 1
+        self.messages += 1
         try:
             receipt = await self._session.submit(outgoing)
         except DeliveryError as error:
@@ -368,10 +384,10 @@ class _Through:
 
         An outbox that can't be written shows that when the outcome is recorded.
         """
-        if self._is_in_doubt and self.works:
+        if self.is_in_doubt and self.works:
             with suppress(OutboxError):
                 await self._failover.is_well(self._choice)
-                self._is_in_doubt = False
+                self.is_in_doubt = False
 
     async def _is_kept(self) -> bool:
         now = self._failover.now()

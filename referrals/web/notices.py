@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from referrals.bootstrap import states_of_relays
+from referrals.bootstrap import relays_of
 from referrals.web.layout import moment
 from referrals.web.words import clock_of
 
@@ -23,17 +23,28 @@ def notices_of(site: Site, outbox: Outbox, waiting: int) -> list[str]:
     if copy:
         return [copy]
     found = [_trouble(site, waiting)]
-    states = states_of_relays(site.settings, outbox.relay_states(site.now))
-    away = {name: state for name, state in states.items() if state.fault is not None}
-    clock = clock_of(site.service)
-    others = " The others are used meanwhile." if len(away) < len(states) else ""
-    for name, state in away.items():
-        since = f" since {moment(clock(state.since))}" if state.since else ""
-        found.append(
-            f"The relay {name} {state.fault.words if state.fault else ''}; it has been away{since}."
-            f" It is tried again by itself.{others}"
-        )
+    found += _relays_away(site, outbox)
     return [one for one in found if one]
+
+
+def _relays_away(site: Site, outbox: Outbox) -> list[str]:
+    from referrals.transports.failover import shared_name
+
+    relays = [one for one in relays_of(site.settings).values() if one.host]
+    states, clock = outbox.relay_states(site.now), clock_of(site.service)
+    told = []
+    for relay in relays:
+        state = states.get(shared_name(relay.name, relay.host))
+        if state is None or state.fault is None:
+            continue
+        since = f" since {moment(clock(state.since))}" if state.since else ""
+        told.append(
+            f"The relay {relay.name} {state.fault.words}. It has been away{since}, and is tried "
+            "again by itself."
+        )
+    if told and len(told) < len(relays):
+        told[-1] += " The others are used meanwhile."
+    return told
 
 
 def _copy(site: Site, outbox: Outbox) -> str:

@@ -52,15 +52,20 @@ class _Server(uvicorn.Server):
         self._on_start = on_start
         self.supervisor = Supervisor.of(os.environ)
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A stop that was asked for is a success; asked for again, it waits for nobody.
+
+        Uvicorn would end the process by the same signal once all is done.
+        """
+        self.supervisor.stopping("Finishing what is under way, then stopping.")
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_start()
             self.supervisor.ready("Answering.")
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.supervisor.stopping("Finishing what is under way, then stopping.")
-        super().handle_exit(sig, frame)
 
 
 def address(web: WebSettings, listening: socket.socket) -> str:

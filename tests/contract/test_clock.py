@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from referrals.delivery import RetryPolicy
-from referrals.outboxes.sqlite import SqliteOutbox
 from referrals.settings import RelaySettings, Security
 from referrals.transports.smtp import SmtpTransport
 from referrals.worker import DeliveryOptions, Worker
 from tests.chaos import ChaosRelay
 from tests.conftest import NOW
 from tests.office import Office
+from tests.outboxes import Harness, Outbox
 from tests.peers import Say, ScriptedRelay, run
 from tests.queued import submissions
 
@@ -28,11 +27,10 @@ JUMPS = (timedelta(seconds=1), timedelta(minutes=10), timedelta(hours=3), DAY, 4
 
 
 @pytest.fixture
-def office(tmp_path: Path) -> Iterator[Office]:
-    with SqliteOutbox.open(tmp_path / "outbox" / "outbox.sqlite3", "tester") as outbox:
-        office = Office(outbox)
-        office.queue(submissions(COUNT))
-        yield office
+def office(outbox: Outbox) -> Office:
+    office = Office(outbox)
+    office.queue(submissions(COUNT))
+    return office
 
 
 def jumping(seed: int) -> Callable[[], datetime]:
@@ -51,13 +49,13 @@ def jumping(seed: int) -> Callable[[], datetime]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_the_clock_does_nothing_is_lost_or_doubled_unawares(
-    seed: int, office: Office
+    seed: int, office: Office, harness: Harness
 ) -> None:
     """A lease may seem to end while its owner is at work: then the message may arrive twice."""
     clock = jumping(seed)
 
     async def scenario() -> None:
-        with SqliteOutbox.open(office.outbox.path, "second") as second:
+        with harness.open("second") as second:
             async with ChaosRelay(seed=seed, odds=0.03, pause_s=0.002) as relay:
                 settings = RelaySettings(
                     host=relay.host, port=relay.port, security=Security.NONE, timeout_s=5.0

@@ -41,7 +41,7 @@ from tests.contract.test_worker import (
 from tests.outboxes import Harness, Outbox, durable
 from tests.peers import Drop, Hang, Say, ScriptedRelay, Step, run
 from tests.queued import submissions
-from tests.smtp_sink import SmtpSink, free_port
+from tests.smtp_sink import SmtpSink, free_port, wait_until
 
 RELAYED = DeliveryStatus.RELAYED
 LOGIN = {"username": "robot", "password": SecretStr("secret")}
@@ -246,6 +246,29 @@ def test_one_that_takes_no_message_just_now_is_left_for_the_next(
     assert report.outcomes[RELAYED] == 9 - put_off
 
 
+@pytest.mark.parametrize(
+    ("step", "how"), [("rcpt", Drop()), ("data", Drop(reset=True)), ("content", Drop())]
+)
+def test_one_that_breaks_every_link_in_mid_message_is_left_for_the_next(
+    outbox: Outbox, step: str, how: Step
+) -> None:
+    outbox.queue(submissions(9), NOW)
+
+    async def scenario() -> Report:
+        async with ScriptedRelay({step: how}) as first, ScriptedRelay() as second:
+            relays = Relays(outbox, [transport(first), transport(second)])
+            report = await relays.worker().deliver_due()
+            assert first.connections == 3
+            return report
+
+    report = run(scenario())
+    spoilt = DeliveryStatus.UNCERTAIN if step == "content" else DeliveryStatus.DELAYED
+    assert report.outcomes == {spoilt: 3, RELAYED: 6}
+    (state,) = outbox.relay_states(NOW).values()
+    assert state.fault is not None
+    assert state.fault.words == "broke the link"
+
+
 @pytest.mark.parametrize("step", ["mail", "rcpt", "data", "content"])
 @pytest.mark.parametrize("code", [451, 550])
 def test_what_is_said_of_one_message_is_no_fault_of_the_relay(
@@ -371,6 +394,48 @@ def test_a_relay_on_trial_that_takes_a_link_and_no_message_stays_left_alone(
 
     run(scenario())
     assert all_relayed_at_once(outbox, 4)
+
+
+def test_one_on_trial_that_puts_a_sender_off_has_shown_nothing(outbox: Outbox) -> None:
+    outbox.queue(submissions(3), NOW)
+    answers = iter([Say(b"421 4.3.2 down\r\n", close=True), Say(b"450 4.7.1 not now\r\n"), None])
+    first = PlannedRelay(plan=lambda name, _: next(answers) if name == "mail" else None)
+
+    async def scenario() -> list[bool]:
+        found = []
+        async with first, ScriptedRelay() as second:
+            relays = Relays(outbox, [transport(first), transport(second)])
+            for number in (1, 2, 3):
+                await relays.worker().deliver_due(only=number)
+                (state,) = outbox.relay_states(relays.clock()).values()
+                found.append(state.fault is None)
+                relays.pass_time(timedelta(minutes=6))
+        return found
+
+    assert run(scenario()) == [False, False, True]
+
+
+@pytest.mark.parametrize("lanes", [2, 6])
+def test_the_next_one_s_login_is_tried_once_whatever_the_lanes(outbox: Outbox, lanes: int) -> None:
+    outbox.queue(submissions(40), NOW)
+    gone = asyncio.Event()
+
+    def plan(name: str, times: int) -> Step | None:
+        if name == "mail" and times > 10:
+            gone.set()
+        return Drop() if gone.is_set() and name in ("greeting", "mail") else None
+
+    first = PlannedRelay(plan=plan)
+    second = ScriptedRelay({"auth": Say(b"535 5.7.8 no\r\n")})
+
+    async def scenario() -> Report:
+        async with first, second:
+            relays = Relays(outbox, [transport(first), transport(second, **LOGIN)])
+            return await relays.worker(lanes=lanes).deliver_due()
+
+    report = run(scenario())
+    assert isinstance(report.relay_fault, TransientDeliveryError)
+    assert second.connections == 1
 
 
 def test_one_whose_login_was_refused_is_used_again_once_a_person_has_seen_to_it(
@@ -548,7 +613,7 @@ def test_a_wait_for_a_place_ends(outbox: Outbox, monkeypatch: pytest.MonkeyPatch
         return await task
 
     report = run(scenario())
-    assert untouched(outbox, 2)
+    wait_until(lambda: untouched(outbox, 2), "what was cancelled to be given back")
     if report is not None:
         assert (report.relay_fault is not None) is (how == "by name")
     assert [one.owner for one in outbox.links(NOW, is_gone=lambda _: False)] == ["another"]
@@ -689,3 +754,34 @@ def test_two_processes_share_the_links_of_one_relay(harness: Harness, outbox: Ou
     assert Counter(relay.contents) == Counter(one.outgoing.content for one in wanted)
     assert relay.most == 2
     assert all_relayed_at_once(outbox, 80)
+
+
+def test_the_link_of_a_killed_process_is_another_s_at_once(
+    harness: Harness, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_PLACE_S", 0.05)
+    outbox.queue(submissions(20), NOW)
+    relay = LinksCounted({"content": Hang()})
+
+    async def scenario() -> tuple[Report, Report]:
+        async with relay:
+            child = multiprocessing.get_context("spawn").Process(
+                target=_work, args=(harness, relay.port)
+            )
+            child.start()
+            await asyncio.to_thread(wait_until, lambda: len(relay.contents) == 2, "its messages")
+            relay.script = {}
+            worker = Relays(outbox, [_way(relay.port)], Limits(connections=2)).worker(lanes=2)
+            going_on = asyncio.ensure_future(worker.deliver_due())
+            await asyncio.sleep(0.3)
+            assert len(relay.contents) == 2, "the child has both places"
+            child.kill()
+            first = await going_on
+            await asyncio.to_thread(child.join)
+            return first, await worker.deliver_due()
+
+    first, then = run(scenario(), limit_s=60)
+    assert (first.outcomes, first.relay_fault) == ({RELAYED: 18}, None)
+    assert (then.recovered, then.outcomes) == (2, {RELAYED: 2})
+    assert len(relay.contents) == 22
+    assert outbox.links(NOW, is_gone=lambda _: False) == []

@@ -19,7 +19,7 @@ from referrals.errors import OutboxUnusable
 from referrals.outboxes import postgres_jobs
 from referrals.outboxes.postgres import PostgresOutbox
 from referrals.queueing import Claimed, NotYet
-from referrals.relay_health import RelayFault, RelayState
+from referrals.relay_health import RelayFault
 from referrals.worker import LEASE, is_gone, owner_name
 from tests.conftest import NOW
 from tests.outboxes import Durable, Harness, Outbox, disk_full, durable
@@ -274,16 +274,24 @@ def test_one_alone_may_try_a_relay_again(harness: Harness) -> None:
         assert (again.failures, again.until) == (2, later + 10 * SECOND)
 
 
-def _try(harness: Harness, state: RelayState, number: int) -> bool:
-    with harness.open(f"child {number}") as outbox:
-        return asyncio.run(outbox.take_trial(state, NOW + 6 * SECOND))
-
-
 def test_of_many_at_once_one_alone_tries_a_relay_again(harness: Harness, outbox: Outbox) -> None:
-    state = fault(outbox)
-    with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda number: _try(harness, state, number), range(8)))
-    assert sum(found) == 1
+    ready = threading.Barrier(6)
+
+    def attempt(number: int) -> list[bool]:
+        found = []
+        with harness.open(f"thread {number}") as mine:
+            for state in states:
+                ready.wait(30)
+                found.append(asyncio.run(mine.take_trial(state, NOW + 6 * SECOND)))
+        return found
+
+    states = [
+        run(outbox.note_fault(f"relay-{number}:587", AWAY, NOW, on_trial=False))
+        for number in range(10)
+    ]
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(attempt, range(6)))
+    assert [sum(of_one) for of_one in zip(*found, strict=True)] == [1] * 10
 
 
 # The pace of one relay

@@ -22,12 +22,14 @@ import pytest
 from referrals.audit import verify
 from referrals.delivery import DeliveryStatus, RetryPolicy
 from referrals.errors import LeaseLost, NotInOutbox, NotPossibleNow, OutboxUnusable
+from referrals.holding import Reason, Rerouting
 from referrals.outboxes import postgres_link, postgres_steps
 from referrals.outboxes.postgres import PostgresOutbox
 from referrals.outboxes.postgres_link import Database
 from referrals.outboxes.postgres_steps import Step, migrate
 from referrals.outboxes.postgres_verified import PostgresVerified
 from referrals.queueing import Claimed
+from referrals.relay_health import RelayFault
 from referrals.verification import Verification
 from referrals.web.accounts import Accounts
 from referrals.web.batch_shared import SharedBatch, sweep_shared
@@ -36,6 +38,7 @@ from referrals.web.store import Store
 from referrals.web.store_postgres import StoreDatabase
 from referrals.web.throttle import Throttle
 from tests.conftest import NOW, TODAY
+from tests.contract.test_holds import letters
 from tests.contract.test_outbox import DELAYED, LEASE, RELAYED, claimed, record, recover
 from tests.peers import run
 from tests.postgres import ClockedOutbox, Server, server
@@ -390,6 +393,34 @@ def test_a_step_that_old_workers_are_in_the_way_of_waits_for_them(
         migrate(database)
 
 
+def test_an_old_version_goes_on_beside_a_newer_one_also_on_new_connections(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As pages do, which open the outbox at each request, and workers whose link broke."""
+    name = server().new_database()
+    database = server().database(name)
+    more = _step(tmp_path, "0099_more", "ALTER TABLE message ADD COLUMN more text")
+    with PostgresOutbox.open(database, "old worker") as worker:
+        worker.queue(submissions(2), NOW)
+        with monkeypatch.context() as newer:
+            _with_steps(newer, more)
+            assert migrate(database).done == [more.name]
+            with PostgresOutbox.open(database, "new page") as page:
+                page.queue([submission(3)], NOW)
+        with server().connected(name) as db:
+            db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'referrals'"
+            )
+        with PostgresOutbox.open(database, "old page") as page:
+            page.queue([submission(4)], NOW)
+        for _ in range(4):
+            record(worker, claimed(worker), RELAYED)
+        assert worker.counts() == {"relayed": 4}
+        with pytest.raises(OutboxUnusable, match="newer version"):
+            migrate(database)
+
+
 def test_an_older_version_is_refused_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
@@ -530,6 +561,16 @@ def test_each_role_can_do_its_work(with_roles: tuple[Server, str]) -> None:
         found = run(worker.claim("me", NOW, LEASE, only=3, every=policy.first_wait))
         assert isinstance(found, Claimed)
         run(worker.record(found, "me", DELAYED, NOW, policy))
+        nobody = {"is_gone": lambda _: False}
+        assert run(worker.take_link("relay:587", "me", "desk", 1, NOW, **nobody))
+        assert run(worker.keep_link("relay:587", "me", NOW))
+        away = run(worker.note_fault("relay:587", RelayFault("connect"), NOW, on_trial=False))
+        assert run(worker.take_trial(away, NOW))
+        run(worker.note_well("relay:587", NOW))
+        paced = run(worker.claim("me", NOW, LEASE, pace=("relay:587", LEASE)))
+        assert isinstance(paced, Claimed)
+        run(worker.release(paced, "me"))
+        assert len(page.links(NOW, **nobody)) == len(page.relay_states(NOW)) == 1
         run(worker.recover(NOW, policy, is_gone=lambda _: True))
         page.retry("R-3", NOW)
         page.cancel("R-4", NOW)
@@ -544,8 +585,11 @@ def test_each_role_can_do_its_work(with_roles: tuple[Server, str]) -> None:
     with as_role(with_roles, "reader") as reader:
         assert sum(reader.counts().values()) == 6
         assert list(verify(reader.audit())) == []
+        assert reader.copied() is None
         assert reader.held(limit=1)[0].reference == "R-6"
         assert reader.attempts(1)
+        assert reader.links(NOW, **nobody) == [], "its worker has ended"
+        assert list(reader.relay_states(NOW)) == ["relay:587"]
 
 
 @pytest.mark.parametrize(
@@ -558,6 +602,8 @@ def test_each_role_can_do_its_work(with_roles: tuple[Server, str]) -> None:
         ("page", "DROP TABLE pace"),
         ("page", "CREATE TABLE referrals.more (x int)"),
         ("page", "INSERT INTO step VALUES ('x')"),
+        ("page", "DELETE FROM relay_link"),
+        ("reader", "UPDATE relay_state SET until = NULL"),
         ("worker", "DELETE FROM audit"),
         ("worker", "INSERT INTO verification VALUES ('a', 'b', now(), 'c')"),
         ("worker", "INSERT INTO message (id) VALUES (1)"),
@@ -632,6 +678,38 @@ def test_the_page_alone_can_look_into_what_it_keeps(
             assert open_to_it == []
         with pytest.raises(OutboxUnusable, match=r"permission denied.*docs/postgres\.md"):
             Store(StoreDatabase(at.database(name, f"referrals_{role}")))
+
+
+def test_the_page_holds_and_releases_and_workers_keep_to_it(
+    with_roles: tuple[Server, str],
+) -> None:
+    policy, rerouting = RetryPolicy(), Rerouting("held", "new@agency.test", True, True, True)
+    with as_role(with_roles, "page") as page, as_role(with_roles, "worker") as worker:
+        page.queue(letters(4, first=101, agency="held"), NOW)
+        mine = run(worker.claim("me", NOW, LEASE, only=page.held(reference="R-101")[0].id))
+        assert isinstance(mine, Claimed)
+        page.hold("held", Reason.OTHER, NOW)
+        run(worker.record(mine, "me", DELAYED, NOW, policy))
+        held = page.held(reference="R-102")[0]
+        assert run(worker.claim("me", NOW, LEASE, only=held.id)) is None
+        done = [one for group in page.reroute(rerouting, NOW) for one in group]
+        assert [one.reference for one in done] == ["R-102", "R-103", "R-104", "R-101"]
+        assert not page.queue(letters(1, first=101, agency="held"), NOW)[0].new
+        page.resume("held", "new@agency.test", NOW)
+        again = run(worker.claim("me", NOW, LEASE, only=done[0].new))
+        assert isinstance(again, Claimed)
+        page.hold("held", Reason.OTHER, NOW)
+        with page.database.connect() as db:
+            db.execute("DELETE FROM hold")
+        run(worker.recover(NOW, policy))
+        assert page.addressed("held")
+    with as_role(with_roles, "reader") as reader:
+        assert reader.holds() == []
+        assert len(reader.disclosed("held", "new@agency.test")) == 0
+        with pytest.raises(OutboxUnusable, match="permission denied"):
+            reader.hold("held", Reason.OTHER, NOW)
+    with as_role(with_roles, "worker") as worker, pytest.raises(OutboxUnusable):
+        worker.hold("held", Reason.OTHER, NOW)
 
 
 def test_what_a_role_may_not_do_is_said_so(with_roles: tuple[Server, str]) -> None:

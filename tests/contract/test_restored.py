@@ -13,6 +13,7 @@ import pytest
 from referrals.audit import verify
 from referrals.delivery import DeliveryStatus, Reply, RetryPolicy
 from referrals.errors import NotPossibleNow, OutboxRestored, OutboxUnusable
+from referrals.holding import Reason
 from referrals.outboxes.postgres import PostgresOutbox
 from referrals.outboxes.sqlite import SqliteOutbox
 from referrals.queueing import Claimed, Outcome
@@ -128,6 +129,24 @@ def test_what_waits_is_held_for_a_person(outbox: Outbox) -> None:
     again = restore(outbox)
     assert (again.was_copy, again.counts) == (False, {Verdict.HELD: 4})
     assert actions(outbox, 7) == ["queued", "restored"], "and that was not done again"
+
+
+def test_what_waits_for_a_held_agency_is_held_for_a_person_as_well(outbox: Outbox) -> None:
+    """Released later, it would go to the relay, which may have had it from the outbox itself."""
+    outbox.queue(referrals(3), NOW)
+    end(outbox, take(outbox), Outcome(DeliveryStatus.UNCERTAIN, "relay:587"))
+    agency = outbox.held()[0].agency
+    outbox.hold(agency, Reason.NOT_ANSWERING, NOW)
+    outbox.take_for_copy(LATER)
+    assert [one.id for one in outbox.unsettled(waiting=True, limit=9)] == [1, 2, 3]
+    assert outbox.unsettled(waiting=False, limit=9) == []
+    with pytest.raises(NotPossibleNow, match="waits again"):
+        outbox.settled(LATER, {})
+    done = restore(outbox, log_of(message_id(2)))
+    assert done.counts == {Verdict.RELAYED: 1, Verdict.HELD: 2}
+    outbox.resume(agency, outbox.held()[0].recipient, LATER)
+    assert asyncio.run(outbox.claim("lane", LATER, LEASE)) is None
+    assert sorted(statuses(outbox).values()) == ["relayed", "uncertain", "uncertain"]
 
 
 def test_what_the_log_shows_was_taken_is_relayed(outbox: Outbox) -> None:

@@ -156,6 +156,7 @@ def test_everything_says_that_an_agency_is_held(
         Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         batch = referrals("batch", "rows.jsonl", "--send", "--accept-unverified")
         assert batch.code == 0, batch.said
+        assert "held, not verified lately" in batch.out
         assert "3 messages kept" in batch.out
         assert len(sink.arrived) == 1
 
@@ -200,6 +201,9 @@ def test_what_failed_or_is_uncertain_is_taken_along_if_one_says_so(
     correct(config)
     dry = referrals("release", AGENCY)
     assert f"would stay as it is: 1 {outcome}, to {OLD}" in dry.out
+    [held] = referrals("outbox", "list", "--json").json["messages"]
+    retried = referrals("outbox", "retry", held["reference"])
+    assert (retried.code, f"was to go to {OLD}" in retried.err) == (6, True), "nobody tries that"
     assert f"would be rerouted to {NEW}: 1 {outcome}" in referrals("release", AGENCY, option).out
     [staying] = referrals("release", AGENCY, "--json").json["staying"]
     assert staying == {"to": OLD, "status": outcome, "number": 1}

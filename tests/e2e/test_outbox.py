@@ -56,6 +56,7 @@ def test_an_empty_outbox_says_so(referrals: Command, home: Path) -> None:
         "counts": {},
         "unfinished_and_old": 0,
         "messages": [],
+        "holds": [],
     }
     assert referrals("due").out == "Nothing is overdue.\n"
     assert "0 entries" in referrals("audit", "verify").out

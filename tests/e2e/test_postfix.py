@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import threading
 import time
@@ -20,6 +21,7 @@ from referrals.delivery import DeliveryStatus, Submission
 from referrals.directory import Directory
 from referrals.errors import TransientDeliveryError
 from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.relay_log import RelayLog
 from referrals.samples import sample_case
 from referrals.settings import Security
 from tests.account import Wanted, check
@@ -49,6 +51,7 @@ SERVICES = {
     "no size": {"smtpd_discard_ehlo_keywords": "size"},
     "nothing": {"smtpd_discard_ehlo_keywords": ALL_KEYWORDS},
     "small": {"message_size_limit": "2000"},
+    "refuses the content": {"smtpd_end_of_data_restrictions": "reject"},
     "small, unsaid": {"message_size_limit": "2000", "smtpd_discard_ehlo_keywords": "size"},
     "refuses": {
         "smtpd_recipient_restrictions": f"check_recipient_access inline:{{{{{NCH}=REJECT}}}}"
@@ -285,6 +288,28 @@ def test_what_the_relay_will_not_take(
     for reference in references if status == "failed" else ():
         assert desk("outbox", "retry", reference) == 0
     desk.deliver_the_rest()
+
+
+def test_its_log_tells_what_it_took_from_what_it_only_looked_at(
+    desk: Desk, postfix: Postfix
+) -> None:
+    def told() -> RelayLog:
+        log = RelayLog()
+        log.read(io.BytesIO(postfix.log().encode()))
+        return log
+
+    desk.use("refuses the content")
+    assert desk(*SEND) == 9
+    with SqliteOutbox.open(Path("outbox/outbox.sqlite3"), "test") as outbox:
+        held = outbox.held(status=DeliveryStatus.FAILED)
+    ours = {one.message_id for one in held}
+    log = told()
+    assert (len(ours), ours & log.taken, ours <= log.named) == (COUNT, set(), True)
+
+    for one in held:
+        assert desk("outbox", "retry", one.reference) == 0
+    desk.deliver_the_rest()
+    assert ours <= told().taken
 
 
 # The relay's limits: normal life

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -35,7 +38,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def until(true: Callable[[], object], limit_s: float = 30) -> None:
+def until(true: Callable[[], object], limit_s: float = 60) -> None:
     end = time.monotonic() + limit_s
     while not true():
         assert time.monotonic() < end
@@ -58,11 +61,17 @@ def arrived(relay: Sink) -> Counter[str]:
 
 
 def make_roles(server: Server) -> None:
-    """An empty database whose owner has made no table yet, as docs/postgres.md says."""
-    with server.connected() as db:
-        db.execute("CREATE DATABASE referrals")
+    """In an empty database, as docs/postgres.md says."""
     with server.connected("referrals") as db:
         db.execute(_roles()[0].encode())
+
+
+def make_outbox(server: Server) -> None:
+    with server.connected() as db:
+        db.execute("CREATE DATABASE referrals")
+    make_roles(server)
+    migrate(server.database("referrals", "referrals_owner"))
+    grant(server)
 
 
 def grant(server: Server) -> None:
@@ -73,6 +82,77 @@ def grant(server: Server) -> None:
 def _roles() -> list[str]:
     text = (ROOT / "docs" / "postgres.md").read_text(encoding="utf-8")
     return re.findall(r"```sql\n(.*?)```", text, re.DOTALL)[:2]
+
+
+def as_told(server: Server, section: str, number: int, **variables: str) -> str:
+    """Run a block of commands of docs/backup.md, word for word; what they say."""
+    running = begin_as_told(server, section, number, **variables)
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode == 0, said.decode()
+    return said.decode()
+
+
+def begin_as_told(
+    server: Server, section: str, number: int, **variables: str
+) -> subprocess.Popen[bytes]:
+    return server.shell(_section(section, "sh")[number], **variables)
+
+
+def _section(title: str, language: str) -> list[str]:
+    """The blocks in it."""
+    text = (ROOT / "docs" / "backup.md").read_text(encoding="utf-8")
+    [told] = [part for part in text.split("\n## ") if part.startswith(f"{title}\n")]
+    return re.findall(rf"```{language}\n(.*?)```", told, re.DOTALL)
+
+
+@dataclass
+class Place:
+    """Where servers and backups are, and are removed from after a test."""
+
+    servers: list[Server] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def server(self) -> Server:
+        """A new one, running."""
+        self.servers.append(Server.make())
+        return self.servers[-1]
+
+    def nowhere(self) -> Server:
+        """One that has no data yet."""
+        self.servers.append(Server.nowhere())
+        return self.servers[-1]
+
+    def backups(self) -> str:
+        """A folder of the user that the servers run as."""
+        folder = Path(tempfile.mkdtemp(prefix="backups-", dir="/tmp"))
+        shutil.chown(folder, *_owner(self.servers[0].folder))
+        self.folders.append(folder)
+        return str(folder)
+
+    def remove(self) -> None:
+        postgres_link.close_idle()
+        for running in self.running:
+            running.kill()
+            running.communicate(timeout=20)
+        for server in self.servers:
+            with suppress(AssertionError, OSError):  # it is gone, as the test wanted
+                server.stop("immediate")
+            shutil.rmtree(server.folder, ignore_errors=True)
+        for folder in self.folders:
+            shutil.rmtree(folder)
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    made = Place()
+    yield made
+    made.remove()
+
+
+def _owner(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_uid, about.st_gid
 
 
 def as_role(server: Server, role: str) -> PostgresOutbox:
@@ -100,12 +180,10 @@ class RoleWorkers(Workers):
         super().__init__(self, "", relay.port, folder)  # type: ignore[arg-type]
 
 
-def test_a_dump_restored_into_an_empty_server(tmp_path: Path, home: Path) -> None:
+def test_a_dump_restored_into_an_empty_server(tmp_path: Path, home: Path, place: Place) -> None:
     """Killed workers, a dump from their midst, and the relay's list of what it took."""
-    old, since = Server.make(), now() - BEFORE
-    make_roles(old)
-    migrate(old.database("referrals", "referrals_owner"))
-    grant(old)
+    old, since = place.server(), now() - BEFORE
+    make_outbox(old)
     with slow_relay() as relay:
         with (
             as_role(old, "page") as page,
@@ -114,8 +192,8 @@ def test_a_dump_restored_into_an_empty_server(tmp_path: Path, home: Path) -> Non
             page.queue(made(100), now())
             workers.start(2)
             until(lambda: len(relay.arrived) > 20)
-            old.run("pg_dump", "-h", str(old.folder), "-U", "postgres", "-Fc", "-f", "dump",
-                    "referrals")  # fmt: skip
+            kept = place.backups()
+            as_told(old, "A dump", 0, BACKUPS=kept)
             page.queue(made(1, first=101, agency="after"), now())
             until(lambda: reference(101) in str(arrived(relay)))
             until(lambda: len(relay.arrived) > 60)
@@ -123,17 +201,20 @@ def test_a_dump_restored_into_an_empty_server(tmp_path: Path, home: Path) -> Non
         assert 60 < len(before) < 101
         postgres_link.close_idle()
 
-        new = Server.make()
-        shutil.move(old.folder / "dump", new.folder / "dump")
-        old.remove()
+        old.stop("immediate")
+        shutil.rmtree(old.folder)
+        new = place.server()
+        as_told(new, "A dump", 1)
         make_roles(new)
-        new.run("pg_restore", "-h", str(new.folder), "-U", "postgres", "-d", "referrals",
-                "--exit-on-error", "dump")  # fmt: skip
+        as_told(new, "A dump", 2, BACKUPS=kept)
 
         for command in ("deliver", "worker"):
             refused = asked(new, command, port=relay.port)
             assert (refused.code, "is a restored copy" in refused.err) == (6, True), refused.said
         assert arrived(relay) == before
+
+        with as_role(new, "page") as page:  # the page goes on
+            assert page.queue(made(1, first=102), now())[0].new
 
         log = tmp_path / "taken"
         log.write_text("\n".join(before), encoding="utf-8")
@@ -148,43 +229,33 @@ def test_a_dump_restored_into_an_empty_server(tmp_path: Path, home: Path) -> Non
 
         delivered = asked(new, "deliver", port=relay.port)
         assert delivered.code == 0, delivered.said
-        assert arrived(relay) == Counter(_ids(1, 101)), "each exactly once"
+        assert arrived(relay) == Counter(_ids(1, 102)), "each exactly once"
         with as_role(new, "reader") as outbox:
-            assert outbox.counts() == {"relayed": 100}
+            assert outbox.counts() == {"relayed": 101}
             assert list(verify(outbox.audit())) == []
-        with as_role(new, "page") as page:
-            assert page.queue(made(1, first=102), now())[0].new
-    postgres_link.close_idle()
-    new.remove()
 
 
 def _ids(first: int, last: int) -> list[str]:
     return ids_of(one.outgoing.content for one in made(last - first + 1, first=first))
 
 
-def test_continuous_archiving_loses_nothing_that_was_queued(tmp_path: Path, home: Path) -> None:
+def test_continuous_archiving_loses_nothing_that_was_queued(
+    tmp_path: Path, home: Path, place: Place
+) -> None:
     """A base backup and the log as it was received until the server and its disk were gone."""
-    old = Server.make()
-    make_roles(old)
-    migrate(old.database("referrals", "referrals_owner"))
-    grant(old)
-    folder = old.folder
-    new = Server.nowhere()
-    at_old = f"host={folder} user=postgres application_name=archive"
-    (new.folder / "wal").mkdir()
-    shutil.chown(new.folder / "wal", *_owner(new.folder))
-    receiving = ("pg_receivewal", "-D", "wal", "-d", at_old, "-S", "archive", "--synchronous")
-    new.run(*receiving, "--create-slot")
-    archive = new.begin(*receiving)
+    old = place.server()
+    make_outbox(old)
+    kept = place.backups()
+    as_told(old, "Continuous archiving", 0, BACKUPS=kept)
+    archive = begin_as_told(old, "Continuous archiving", 1, BACKUPS=kept)
+    place.running.append(archive)
     with old.connected() as db:
         until(lambda: db.execute("SELECT 1 FROM pg_stat_replication").fetchone())
-        db.execute("ALTER SYSTEM SET synchronous_standby_names = 'archive'")
-        db.execute("SELECT pg_reload_conf()")
+        for statement in _section("Continuous archiving", "sql")[0].split(";")[:-1]:
+            db.execute(statement.encode())
         until(lambda: db.execute(
             "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'").fetchone())  # fmt: skip
-    new.run("pg_basebackup", "-D", "data", "-d", at_old, "--checkpoint=fast", "-X", "none",
-            "--no-sync")  # fmt: skip
-    new.run("pg_verifybackup", "-n", "data")
+    as_told(old, "Continuous archiving", 2, BACKUPS=kept)
 
     queued: list[int] = []
     going = threading.Event()
@@ -208,22 +279,20 @@ def test_continuous_archiving_loses_nothing_that_was_queued(tmp_path: Path, home
             queueing.start()
             until(lambda: len(relay.arrived) > 40)
             old.stop("immediate")
-            shutil.rmtree(folder / "data")
+            shutil.rmtree(old.folder / "data")
             queueing.join(30)
         before = arrived(relay)
         archive.terminate()
         archive.wait(20)
         postgres_link.close_idle()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old.folder)
 
-        (new.folder / "data" / "recovery.signal").touch()
+        new = place.nowhere()
+        data = str(new.folder / "data")
+        as_told(new, "Continuous archiving", 3, BACKUPS=kept, DATA=data)
         with (new.folder / "data" / "postgresql.auto.conf").open("a") as file:
-            file.write(
-                "restore_command = 'cp ../wal/%f %p || cp ../wal/%f.partial %p'\n"
-                f"synchronous_standby_names = ''\nunix_socket_directories = '{new.folder}'\n"
-            )
-        shutil.chown(new.folder / "data" / "recovery.signal", *_owner(new.folder))
-        new.start()
+            file.write(f"unix_socket_directories = '{new.folder}'\n")
+        as_told(new, "Continuous archiving", 4, DATA=data)
         with new.connected() as db:
             until(lambda: db.execute("SELECT NOT pg_is_in_recovery()").fetchone() == (True,))
 
@@ -252,23 +321,14 @@ def test_continuous_archiving_loses_nothing_that_was_queued(tmp_path: Path, home
             assert doubled == in_doubt
             assert {one.message_id for one in held.values()} == set(arrived(relay))
             assert list(verify(outbox.audit())) == []
-    postgres_link.close_idle()
-    new.remove()
-
-
-def _owner(path: Path) -> tuple[int, int]:
-    about = path.stat()
-    return about.st_uid, about.st_gid
 
 
 def test_a_standby_that_is_promoted_goes_on_once_somebody_says_it_lacks_nothing(
-    tmp_path: Path, home: Path
+    tmp_path: Path, home: Path, place: Place
 ) -> None:
-    old = Server.make()
-    make_roles(old)
-    migrate(old.database("referrals", "referrals_owner"))
-    grant(old)
-    new = Server.nowhere()
+    old = place.server()
+    make_outbox(old)
+    new = place.nowhere()
     new.run("pg_basebackup", "-D", "data", "-d", f"host={old.folder} user=postgres", "-R",
             "--checkpoint=fast", "--no-sync")  # fmt: skip
     with (new.folder / "data" / "postgresql.auto.conf").open("a") as file:
@@ -301,9 +361,6 @@ def test_a_standby_that_is_promoted_goes_on_once_somebody_says_it_lacks_nothing(
             workers.stop()
             assert arrived(relay) == Counter(_ids(1, 80)), "its outcomes were kept until then"
             assert list(verify(outbox.audit())) == []
-    postgres_link.close_idle()
-    new.remove()
-    shutil.rmtree(old.folder, ignore_errors=True)
 
 
 def test_a_copy_of_a_file_put_back(
@@ -385,6 +442,31 @@ def test_a_copy_that_does_not_show_is_taken_for_one_if_somebody_says_so(
         "outbox", "restored", "--as-copy", "--yes"
     ).out  # fmt: skip
     assert referrals("outbox", "list", "--json").json["counts"] == {"uncertain": 2}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("send", "mediation", "case.json", "--yes"),
+        ("batch", str(ROOT / "samples" / "batch.csv"), "--send"),
+    ],
+)
+def test_what_is_sent_from_a_copy_is_queued_and_waits(
+    referrals: Command, home: Path, case_file: Path, relay_env: RelayEnv, words: tuple[str, ...]
+) -> None:
+    with SqliteOutbox.open(home / "outbox" / "outbox.sqlite3", "page") as outbox:
+        outbox.take_for_copy(now())
+    with slow_relay(0.0) as relay:
+        relay_env(relay.port)
+        refused = referrals(*words, "--accept-unverified")
+        assert (refused.code, "What is queued is kept" in refused.err) == (6, True), refused.said
+        assert "is a restored copy" in referrals("doctor").out
+        assert referrals("outbox", "restored", "--nothing-lost").code == 0
+        assert referrals("deliver").code == 6, "it only said what would be done"
+        assert not relay.arrived
+        assert referrals("outbox", "restored", "--nothing-lost", "--yes").code == 0
+        assert referrals("deliver").code == 0
+        assert relay.arrived
 
 
 def test_backup_says_where_an_outbox_in_postgresql_is_backed_up(

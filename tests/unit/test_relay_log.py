@@ -109,6 +109,12 @@ def test_what_a_sender_chose_does_not_pass_for_a_queue_managers_line() -> None:
         assert read(cleanup("4XyzAbC1dE", A) + line).taken == set()
 
 
+def test_what_is_said_before_the_queue_does_not_count() -> None:
+    subject = "warning: header Subject: x status=sent (250 ok) from a[10.0.0.1]"
+    line = f"Nov 24 12:00:00 mx1 postfix/cleanup[17]: 4XyzAbC1dE: {subject}\n"
+    assert read(cleanup("4XyzAbC1dE", A) + line).taken == set()
+
+
 def test_a_log_that_was_rotated_is_read_as_one() -> None:
     log = read(gzip.compress(cleanup("4XyzAbC1dE", A).encode()), active("4XyzAbC1dE"))
     assert (log.taken, log.lines) == ({A}, 2)

@@ -92,6 +92,25 @@ def test_two_beside_each_other_submit_nothing_twice(tmp_path: Path, outbox: Outb
         assert len(sink.arrived) == 60
 
 
+def test_a_restored_copy_is_told_and_nothing_is_submitted_before_it_is_in_order(
+    tmp_path: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier_module, "_AGAIN_S", (0.05,))
+    outbox.queue([submission()], now())
+    outbox.take_for_copy(now())
+    with Beside(Sink()) as sink:
+        one = Courier(settings(tmp_path, sink.port))
+
+        def meanwhile() -> None:
+            until(lambda: "is a restored copy" in one.fault)
+            assert statuses(outbox) == {"queued": 1}
+            outbox.lost_nothing(now())
+            until(lambda: statuses(outbox) == {"relayed": 1})
+            until(lambda: one.fault == "")
+
+        running(one, meanwhile)
+
+
 def test_a_relay_that_refuses_us_is_told_and_takes_nothing_down(
     tmp_path: Path, outbox: Outbox
 ) -> None:

@@ -17,9 +17,12 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from referrals import __version__
 from referrals.bootstrap import now, open_outbox
 from referrals.delivery import DeliveryStatus
+from referrals.directory import Directory
 from referrals.settings import Settings, WebSettings
+from referrals.verification import Verification
 from referrals.web.app import build_app, build_site
 from referrals.web.metrics import Measured, count_sign_in
 from tests.queued import submission
@@ -58,6 +61,22 @@ def figures(answer: httpx2.Response) -> dict[tuple[str, ...], float]:
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
     }
+
+
+def test_the_version_and_addresses_that_nobody_verified(
+    tmp_path: Path, directory: Directory
+) -> None:
+    settings = with_relay(tmp_path)
+    [one, *others] = [agency for agency in directory.agencies.values() if agency.email]
+    name = "referrals_directory_unverified_addresses"
+    with asking(settings) as client:
+        answer = client.get("/metrics")
+        assert f'referrals_info{{version="{__version__}"}} 1.0' in answer.text
+        assert figures(answer)[name,] == len(others) + 1
+        with open_outbox(settings, "tester") as outbox:
+            today = now().date()
+            outbox.verify(Verification.of(one, today - timedelta(days=1), "Sam", today), now())
+        assert figures(client.get("/metrics"))[name,] == len(others)
 
 
 def test_requests_are_counted_by_the_template_of_their_path(tmp_path: Path) -> None:

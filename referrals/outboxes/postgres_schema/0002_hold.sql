@@ -30,7 +30,6 @@ CREATE TABLE rerouted (
     message   bigint NOT NULL REFERENCES message (id),
     PRIMARY KEY (facts_key, recipient)
 );
-CREATE INDEX rerouted_message ON rerouted (message);
 
 CREATE OR REPLACE FUNCTION next_turn(whose text) RETURNS integer LANGUAGE sql STABLE AS $$
     SELECT greatest(
