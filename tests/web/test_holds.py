@@ -16,13 +16,12 @@ import pytest
 
 from referrals.bootstrap import open_outbox
 from referrals.case_files import flatten
-from referrals.delivery import DeliveryStatus, Reply, RetryPolicy
+from referrals.delivery import DeliveryStatus, Reply
 from referrals.errors import TransientDeliveryError
 from referrals.holding import Reason
 from referrals.outboxes.sqlite import SqliteOutbox
 from referrals.ports import Outbox
-from referrals.queueing import Claimed, Outcome
-from referrals.reference import referral_reference
+from referrals.queueing import Outcome
 from referrals.relay_health import RelayFault
 from referrals.settings import FurtherRelay, RelaySettings, Security, Settings, WebSettings
 from referrals.sink import Sink
@@ -32,10 +31,10 @@ from referrals.web.site import Role
 from tests.conftest import CONFIG, NOW
 from tests.e2e.conftest import Beside
 from tests.peers import run
-from tests.queued import submission
 from tests.rows import as_csv, rows_of
 from tests.web.asking import Api, api_of
 from tests.web.conftest import browsing, web_settings
+from tests.web.held import AGENCY, FAILED, NEW, RELAYED, UNCERTAIN, correct, put, reference
 from tests.web.signing import said
 from tests.web.test_batch_pages import Visit
 from tests.web.test_courier import until
@@ -44,14 +43,8 @@ from tests.web.test_metrics import asking, figures
 from tests.web.visiting import ADDRESS, Visitor, visiting
 from tests.web.walking import Form, Walker
 
-NEW = "New.Desk@victimcare.example.org"
-AGENCY = "victim-care"
 PAGE, OTHER = f"/directory/{AGENCY}", "/directory/nottingham-city-homes"
 HELD = "Held since 24 November 2026, 12:00, by jo: its address was found wrong."
-
-RELAYED = Outcome(DeliveryStatus.RELAYED, "relay:587", "content", Reply.parse(250, "2.0.0 Ok"))
-FAILED = Outcome(DeliveryStatus.FAILED, "relay:587", "recipient", Reply.parse(550, "5.1.1 who?"))
-UNCERTAIN = Outcome(DeliveryStatus.UNCERTAIN, "relay:587", "content", None, "the link was lost")
 
 pytestmark = pytest.mark.usefixtures("clock_stands_still")
 
@@ -62,13 +55,6 @@ def config(tmp_path: Path) -> Path:
     folder = tmp_path / "config"
     shutil.copytree(CONFIG, folder)
     return folder
-
-
-def correct(config: Path, to: str = NEW, agency_was: str = ADDRESS) -> None:
-    file = config / "regions" / "nottinghamshire" / "agencies.toml"
-    text = file.read_text()
-    assert agency_was in text
-    file.write_text(text.replace(agency_was, to))
 
 
 @pytest.fixture
@@ -83,35 +69,6 @@ def settings(tmp_path: Path, config: Path) -> Settings:
 def visitor(settings: Settings) -> Iterator[Visitor]:
     with visiting(settings) as one:
         yield one
-
-
-def reference(number: int) -> str:
-    return referral_reference(f"CASE-{number}", "victim-hardening")
-
-
-def put(
-    settings: Settings, number: int, outcome: Outcome | None = None, *, on_hold: bool = False
-) -> None:
-    """A letter to the agency, and what an attempt came to, if there was one."""
-    content = (
-        f"From: officer@police.test\r\nTo: {ADDRESS}\r\nSubject: R-{number}\r\n"
-        f"Date: Tue, 24 Nov 2026 12:00:00 +0000\r\nMessage-ID: <R-{number}.t@police.test>\r\n\r\n"
-        f"letter {number}\r\n"
-    ).encode()
-    one = submission(
-        number, reference=reference(number), agency=AGENCY, recipient=ADDRESS, content=content,
-        intervention="victim-hardening", facts_key=f"facts {number}", detail={},
-    )  # fmt: skip
-    with open_outbox(settings, "jo") as outbox:
-        [queued] = outbox.queue([one], NOW)
-        if outcome is not None:
-            run(_attempt(outbox, queued.id, outcome, on_hold))
-
-
-async def _attempt(outbox: Outbox, number: int, outcome: Outcome, on_hold: bool) -> None:
-    claimed = await outbox.claim("lane", NOW, timedelta(minutes=5), only=number)
-    assert isinstance(claimed, Claimed)
-    await outbox.record(claimed, "lane", outcome, NOW, RetryPolicy(), hold_uncertain=on_hold)
 
 
 def hold(visitor: Visitor, why: str = "wrong-address") -> None:
