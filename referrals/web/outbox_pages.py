@@ -226,7 +226,8 @@ def outbox_show(request: Request) -> Response:
             raise NotInOutbox(f"{reference} is not in the outbox.")
         tries = [list(reversed(outbox.attempts(one.id))) for one in found]
         holds = holds_by_agency(outbox)
-        notices = notices_of(site, outbox, sum(one.status in _WAITING for one in found))
+        waiting = sum(one.status in _WAITING for one in found)
+        notices = notices_of(site, outbox, waiting, of_one=True)
     newest, agencies = found[0], service.directory.agencies
     by_id = {one.id: one for one in found}
     made_of = {one.replaces: one for one in found if one.replaces is not None}

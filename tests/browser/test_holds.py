@@ -129,7 +129,7 @@ def test_an_agency_is_held_and_released(
         box.check()
     officer.presses("Submit")
     officer.sees("What came of it", "holds-done")
-    expect(main).to_contain_text("It is kept: the agency is held")
+    expect(main).to_contain_text("It is kept safely: the agency is held")
 
     # The other has its right address by now, and is released.
     page.goto("/directory")

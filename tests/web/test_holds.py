@@ -100,7 +100,7 @@ def test_an_administrator_holds_an_agency_and_every_page_says_so(
     put(settings, 1)
     asked = said(visitor.get(f"{PAGE}/hold"))
     assert "Hold this agency?" in asked
-    assert "1 message just now" in asked
+    assert "1 message waits for it now." in asked
     hold(visitor)
     text = said(visitor.get(f"{PAGE}?done=held"))
     assert "The agency is held. Nothing goes to it until it is released." in text
@@ -492,7 +492,7 @@ def test_it_is_said_before_submitting_that_a_referral_will_be_kept(settings: Set
         walker.submit("victim-hardening")
         text = said(one.get(f"{walker.at}/done"))
     assert "Queued" in text
-    assert "It is kept: the agency is held since 24 November 2026, 12:00" in text
+    assert "It is kept safely: the agency is held since 24 November 2026, 12:00" in text
     assert "Look again" not in text
 
 
@@ -582,6 +582,7 @@ def test_relays_that_are_away_are_told_without_their_words(settings: Settings) -
         name = shared_name(f"127.0.0.1:{port}", "127.0.0.1")
         await outbox.note_fault(name, fault, NOW, on_trial=False)
 
+    put(settings, 1, RELAYED)
     with visiting(settings) as one:
         with open_outbox(settings) as outbox:
             run(away(outbox, 99))
@@ -596,6 +597,8 @@ def test_relays_that_are_away_are_told_without_their_words(settings: Settings) -
         text = said(one.get("/outbox"))
     assert "The relay 127.0.0.1:26 could not be reached" in text
     assert "The others are used" not in text
+    with visiting(settings) as one:
+        assert "The relay 127" not in said(one.get(f"/outbox/{reference(1)}")), "it has gone out"
     assert "secret words" not in text
 
 
