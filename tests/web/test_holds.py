@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from referrals.bootstrap import open_outbox
 from referrals.case_files import flatten
@@ -31,6 +32,7 @@ from referrals.web.site import Role
 from tests.conftest import CONFIG, NOW
 from tests.e2e.conftest import Beside
 from tests.peers import run
+from tests.postgres import server
 from tests.rows import as_csv, rows_of
 from tests.web.asking import Api, api_of
 from tests.web.conftest import browsing, web_settings
@@ -391,6 +393,27 @@ def test_an_agency_that_left_the_directory_is_released(settings: Settings) -> No
         assert one.post(path, {**form}).headers["location"] == "/directory?done=released"
         assert "The agency is released." in said(one.get("/directory?done=released"))
         assert one.get(path).status_code == 404
+
+
+def test_it_is_the_same_where_the_outbox_is_in_a_database(settings: Settings, config: Path) -> None:
+    database = SecretStr(server().url(server().emptied()))
+    settings = settings.model_copy(update={"database": database})
+    put(settings, 1, RELAYED)
+    put(settings, 2, FAILED)
+    put(settings, 4)
+    with visiting(settings) as one:
+        hold(one)
+        assert f"{HELD} 1 message kept." in said(one.get("/directory"))
+        alone = said(one.get("/outbox?status=kept"))
+        assert [reference(number) in alone for number in (1, 2, 4)] == [False, False, True]
+    correct(config)
+    with visiting(settings) as one:
+        assert f"1 queued: rerouted from {ADDRESS} to {NEW}" in said(one.get(f"{PAGE}/release"))
+        one.post(f"{PAGE}/release", release_form(one, accept="yes"))
+        assert reference(1) in said(one.get(f"{PAGE}/elsewhere"))
+        text = said(one.get(f"/outbox/{reference(4)}"))
+    assert "the message that replaced it" in text
+    assert recipients(settings)[reference(4)] == [("cancelled", ADDRESS), ("queued", NEW)]
 
 
 # What another address has
