@@ -478,11 +478,25 @@ def test_a_kept_referral_names_no_time(settings: Settings, visitor: Visitor) -> 
 
 
 def test_one_that_is_retried_while_held_is_said_to_be_kept(
-    kept: Visitor, settings: Settings
+    visitor: Visitor, settings: Settings
 ) -> None:
-    answer = kept.post(f"/outbox/{reference(2)}/retry")
+    put(settings, 2, FAILED)
+    hold(visitor)
+    answer = visitor.post(f"/outbox/{reference(2)}/retry")
     assert answer.headers["location"].endswith("?done=retried-kept")
-    assert "kept as long as the agency is held" in said(kept.get(answer.headers["location"]))
+    assert "kept as long as the agency is held" in said(visitor.get(answer.headers["location"]))
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_nobody_tries_the_old_address_again(number: int, kept: Visitor, settings: Settings) -> None:
+    before = recipients(settings)
+    text = said(kept.get(f"/outbox/{reference(number)}"))
+    assert "Try again now" not in text
+    assert f"The agency’s address is {NEW} by now" in text
+    assert kept.post(f"/outbox/{reference(number)}/retry").status_code == 409
+    with api_of(settings) as one:
+        assert one.post(f"outbox/{reference(number)}/retry").status_code == 409
+    assert recipients(settings) == before
 
 
 def test_a_rerouted_message_leads_to_the_other_and_back(kept: Visitor) -> None:
