@@ -37,6 +37,8 @@ class Sight:
     counts: Mapping[str, int] = field(default_factory=dict)
     oldest_due: datetime | None = None
     relays: tuple[Metric, ...] = ()
+    held_agencies: int = 0
+    is_copy: bool = False
 
 
 def look(settings: Settings, actor: str, now: datetime, *, count: bool = True) -> Sight:
@@ -47,7 +49,8 @@ def look(settings: Settings, actor: str, now: datetime, *, count: bool = True) -
             if not count:
                 return Sight("ok", oldest_due=due)
             relays = tuple(relay_figures(outbox, settings, now))
-            return Sight("ok", outbox.counts(), due, relays)
+            held = len(outbox.holds())
+            return Sight("ok", outbox.counts(), due, relays, held, outbox.copied() is not None)
     except ReferralsError as error:
         return Sight(error.code)
 
@@ -70,6 +73,14 @@ def of_outbox(sight: Sight, now: datetime) -> Iterator[Metric]:
         (now - sight.oldest_due).total_seconds() if sight.oldest_due else 0.0,
     )
     yield from sight.relays
+    yield gauge(
+        "referrals_agencies_held", "Agencies that nothing goes to for now.", sight.held_agencies
+    )
+    yield gauge(
+        "referrals_outbox_is_restored_copy",
+        "Whether nothing is submitted, since it is a copy that nobody brought in order.",
+        sight.is_copy,
+    )
 
 
 def of_program() -> Metric:

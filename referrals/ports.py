@@ -173,10 +173,15 @@ class Account(Protocol):
         status: DeliveryStatus | None = None,
         reference: str | None = None,
         case_reference: str | None = None,
+        kept: bool = False,
         limit: int = 1_000,
         offset: int = 0,
     ) -> list[Held]:
-        """Messages, the newest first: `limit` of them after the first `offset`."""
+        """Messages, the newest first: `limit` of them after the first `offset`.
+
+        Args:
+            kept: only those that would be tried by themselves, were their agency not held.
+        """
         ...
 
     def attempts(self, message_id: int) -> list[Attempt]: ...

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from referrals.delivery import Reply
     from referrals.directory import Agency, Directory, Intervention, Question
     from referrals.eligibility import Assessment
+    from referrals.holding import Hold
     from referrals.queueing import Attempt, Held
     from referrals.rules import Finding
     from referrals.service import Referral
@@ -382,6 +383,12 @@ def held_json(held: Held) -> HeldJson:
     }
 
 
+class KeptJson(HeldJson):
+    """`held`: it is kept, since its agency is held."""
+
+    held: bool
+
+
 class AttemptJson(TypedDict):
     started_at: str
     ended_at: str | None
@@ -439,6 +446,24 @@ def when_late(held: Held, directory: Directory) -> str:
     if held.status is DeliveryStatus.UNCERTAIN:
         return "it may not have arrived: ring, then ack or outbox retry"
     return "remind them"
+
+
+class HoldJson(TypedDict):
+    """An agency that nothing goes to for now: since when, in whose name, and why."""
+
+    agency: str
+    since: str
+    by: str
+    why: str
+
+
+def hold_json(hold: Hold) -> HoldJson:
+    return {
+        "agency": hold.agency,
+        "since": hold.since.isoformat(),
+        "by": hold.by,
+        "why": str(hold.why),
+    }
 
 
 # The audit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from referrals.cli.held import counted, moment_words
 from referrals.delivery import DeliveryStatus
 from referrals.errors import OutboxError
 from referrals.holding import Addressed, Hold, Reason, Rerouted, number_of
-from referrals.telling import held_json
+from referrals.telling import held_json, hold_json
 
 if TYPE_CHECKING:
     from datetime import date
@@ -285,15 +285,6 @@ def _addressed_json(some: Iterable[Addressed]) -> list[dict[str, Any]]:
 # For other commands
 
 
-def hold_json(hold: Hold) -> dict[str, Any]:
-    return {
-        "agency": hold.agency,
-        "since": hold.since.isoformat(),
-        "by": hold.by,
-        "why": str(hold.why),
-    }
-
-
 def holds_by_agency(outbox: Holds) -> dict[str, Hold]:
     return {hold.agency: hold for hold in outbox.holds()}
 
@@ -309,7 +300,7 @@ def read_holds(settings: Settings) -> dict[str, Hold]:
         return {}
 
 
-def kept(held: Held, holds: dict[str, Hold]) -> Hold | None:
+def kept(held: Held, holds: Mapping[str, Hold]) -> Hold | None:
     """The hold that keeps a message from being tried; None if none does."""
     return holds.get(held.agency) if held.due_at is not None else None
 

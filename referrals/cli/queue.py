@@ -25,7 +25,6 @@ from referrals.cli.held import (
     told_status,
 )
 from referrals.cli.hold import (
-    hold_json,
     holds_by_agency,
     kept,
     kept_words,
@@ -38,7 +37,7 @@ from referrals.cli.restored import restored_command
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox
 from referrals.settings_sources import read_settings
-from referrals.telling import attempt_json, held_json
+from referrals.telling import attempt_json, held_json, hold_json
 from referrals.texts import day_words
 
 if TYPE_CHECKING:

@@ -415,6 +415,7 @@ class MemoryOutbox(MemoryLinks, MemoryOrigin, MemoryHolds):
         status: DeliveryStatus | None = None,
         reference: str | None = None,
         case_reference: str | None = None,
+        kept: bool = False,
         limit: int = 1_000,
         offset: int = 0,
     ) -> list[Held]:
@@ -425,6 +426,7 @@ class MemoryOutbox(MemoryLinks, MemoryOrigin, MemoryHolds):
             and status in (None, one.status)
             and reference in (None, one.reference)
             and case_reference in (None, one.case_reference)
+            and not (kept and (one.due_at is None or one.agency not in self._state.holds))
         ]
         return found[offset : offset + limit]
 

@@ -21,6 +21,7 @@ _NOT_RELAYED = [
     if one not in (DeliveryStatus.RELAYED, DeliveryStatus.DRAFTED)
 ]
 # The relayed ones by the tally: they are most, and ever more.
+_KEPT = " AND due_at IS NOT NULL AND agency IN (SELECT agency FROM hold)"
 _COUNTS = """
 SELECT status, count(*) AS number FROM message WHERE status = ANY(%s) GROUP BY status
 UNION ALL SELECT status, number FROM tally WHERE number > 0
@@ -60,6 +61,7 @@ class PostgresAccount(PostgresDatabase):
         status: DeliveryStatus | None = None,
         reference: str | None = None,
         case_reference: str | None = None,
+        kept: bool = False,
         limit: int = 1_000,
         offset: int = 0,
     ) -> list[Held]:
@@ -74,6 +76,7 @@ class PostgresAccount(PostgresDatabase):
         if not all(map(is_text, given.values())):
             return []
         where = " AND ".join(f"{key} = %({key})s" for key in given) or "TRUE"
+        where += _KEPT if kept else ""
         rows = self._read(
             f"SELECT * FROM message WHERE {where} ORDER BY id DESC"  # noqa: S608 - our own column names
             " LIMIT %(limit)s OFFSET %(offset)s",

@@ -16,6 +16,7 @@ from referrals.outboxes.sqlite_file import SqliteFile
 from referrals.queueing import ANSWERABLE, CANCELLABLE, RETRIABLE, Attempt, Held, decidable
 
 MICROSECOND = timedelta(microseconds=1)
+_KEPT = " AND due_at IS NOT NULL AND agency IN (SELECT agency FROM hold)"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _OF_CASE = ("", "WHERE case_reference = :case")
@@ -49,6 +50,7 @@ class SqliteAccount(SqliteFile):
         status: DeliveryStatus | None = None,
         reference: str | None = None,
         case_reference: str | None = None,
+        kept: bool = False,
         limit: int = 1_000,
         offset: int = 0,
     ) -> list[Held]:
@@ -61,6 +63,7 @@ class SqliteAccount(SqliteFile):
         }
         given = {key: value for key, value in wanted.items() if value is not None}
         where = " AND ".join(f"{key} = :{key}" for key in given) or "TRUE"
+        where += _KEPT if kept else ""
         rows = self._read(
             f"SELECT * FROM message WHERE {where} ORDER BY id DESC LIMIT :limit OFFSET :offset",  # noqa: S608 - our own column names
             {**given, "limit": limit, "offset": offset},

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
 from itertools import islice
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -23,6 +23,7 @@ from typing_extensions import TypedDict
 
 from referrals.addresses import addresses
 from referrals.case import Case
+from referrals.cli.hold import holds_by_agency, kept, waiting_by_hold
 from referrals.delivery import DeliveryStatus, Submission
 from referrals.directory import Agency, Place
 from referrals.errors import (
@@ -30,9 +31,12 @@ from referrals.errors import (
     ConfigurationError,
     NoAddress,
     NotInOutbox,
+    NotPossibleNow,
     Problem,
 )
+from referrals.holding import number_of
 from referrals.problems import problems_of
+from referrals.releasing import Choices, Release, disclosed, prepare_release
 from referrals.samples import sample_case
 from referrals.schema import case_schema
 from referrals.service import Referral, Service
@@ -43,7 +47,9 @@ from referrals.telling import (
     ChainJson,
     EntryJson,
     HeldJson,
+    HoldJson,
     InterventionJson,
+    KeptJson,
     LateJson,
     ReferralJson,
     WholeInterventionJson,
@@ -54,6 +60,7 @@ from referrals.telling import (
     entry_json,
     headers_of,
     held_json,
+    hold_json,
     intervention_json,
     late_json,
     referral_json,
@@ -63,18 +70,26 @@ from referrals.verification import Verification
 from referrals.web.api_queries import (
     AskedOn,
     Auditing,
+    Because,
     Expecting,
     Listing,
     NeededBy,
     One,
     Query,
+    Releasing,
     RequestInvalid,
     Several,
     Some,
     Submitting,
     in_query,
 )
+from referrals.web.hold_pages import PATIENCE_S, begin_release
 from referrals.web.site import Role, Site, User
+
+if TYPE_CHECKING:
+    from referrals.holding import Addressed, Hold
+    from referrals.ports import Outbox
+    from referrals.queueing import Held
 
 EML = "message/rfc822"
 
@@ -105,10 +120,14 @@ class DraftsJson(TypedDict):
 
 
 class SubmittedJson(ReferralJson):
-    """`queued_before`: the same referral was there already, and nothing was changed."""
+    """`queued_before`: the same referral was there already, and nothing was changed.
+
+    `held`: nothing goes to its agency now, so it is kept until the agency is released.
+    """
 
     status: DeliveryStatus
     queued_before: bool
+    held: bool
 
 
 class SubmissionsJson(TypedDict):
@@ -119,19 +138,66 @@ class OutboxJson(TypedDict):
     """Messages, the newest first, and how many there are of each status.
 
     `unfinished_and_old`: neither relayed nor cancelled, and untouched for a long time.
-    `next_offset`: where the next page begins, if there is one.
+    `next_offset`: where the next page begins, if there is one. `holds`: agencies that are held.
     """
 
     counts: dict[str, int]
     unfinished_and_old: int
-    messages: list[HeldJson]
+    messages: list[KeptJson]
+    holds: list[WaitingHoldJson]
     next_offset: int | None
 
 
-class WholeHeldJson(HeldJson):
-    """With each attempt and what the relay said."""
+class WholeHeldJson(KeptJson):
+    """With each attempt and what the relay said.
 
+    `rerouted_to`: the address of the message that was made of it, if one was.
+    """
+
+    rerouted_to: str | None
     tries: list[AttemptJson]
+
+
+class WaitingHoldJson(HoldJson):
+    """`waiting`: how many messages it keeps."""
+
+    waiting: int
+
+
+class BegunHoldJson(WaitingHoldJson):
+    """`new`: it was not held before. `under_way`: messages that may still go out."""
+
+    new: bool
+    under_way: int
+
+
+class NumberJson(TypedDict):
+    """How many messages to one address have one status."""
+
+    to: str
+    status: DeliveryStatus
+    number: int
+
+
+class ReleaseJson(HoldJson):
+    """What a release comes to, to the address `to` that the directory has now.
+
+    `going` are released as they are, and `rerouting` made anew for it; `staying` are uncertain or
+    failed, and left; the hold can't end before what is `under_way` elsewhere is over. `released`:
+    it is done. `at_work`: it is being done. `not_intact`: references of what failed, since it was
+    not what was queued any more. `others_have`: what another address has or may have, the newest.
+    """
+
+    to: str | None
+    verified: bool
+    going: list[NumberJson]
+    rerouting: list[NumberJson]
+    staying: list[NumberJson]
+    under_way: list[NumberJson]
+    others_have: list[HeldJson]
+    not_intact: list[str]
+    released: bool
+    at_work: bool
 
 
 class AuditJson(TypedDict):
@@ -323,9 +389,15 @@ def submit(call: Call) -> tuple[SubmissionsJson, int]:
     ]
     with call.site.outbox(call.user) as outbox:
         queued = outbox.queue(submissions, call.site.now)
+        holds = holds_by_agency(outbox)
     call.site.courier.kick()
     told: list[SubmittedJson] = [
-        {**referral_json(one), "status": now.status, "queued_before": not now.new}
+        {
+            **referral_json(one),
+            "status": now.status,
+            "queued_before": not now.new,
+            "held": one.agency.id in holds,
+        }
         for one, now in zip(referrals, queued, strict=True)
     ]
     return {"referrals": told}, 202 if any(one.new for one in queued) else 200
@@ -354,15 +426,19 @@ def outbox_list(call: Call) -> OutboxJson:
         found = outbox.held(
             status=query.status,
             case_reference=query.case_reference,
+            kept=query.held,
             limit=query.limit + 1,
             offset=query.offset,
         )
         counts = outbox.counts()
+        holds = waiting_by_hold(outbox)
         old = len(outbox.unfinished(call.site.now - timedelta(days=days)))
+    by_agency = {hold.agency: hold for hold, _ in holds}
     return {
         "counts": counts,
         "unfinished_and_old": old,
-        "messages": [held_json(one) for one in found[: query.limit]],
+        "messages": [_kept_json(one, by_agency) for one in found[: query.limit]],
+        "holds": [_waiting_json(hold, number) for hold, number in holds],
         "next_offset": query.offset + query.limit if len(found) > query.limit else None,
     }
 
@@ -377,10 +453,24 @@ def outbox_show(call: Call) -> list[WholeHeldJson]:
         found = outbox.held(reference=reference, limit=10)
         if not found:
             raise NotInOutbox("That is not in the outbox.")
+        holds = holds_by_agency(outbox)
+        made_anew = {one.replaces: one for one in found if one.replaces is not None}
         return [
-            {**held_json(one), "tries": [attempt_json(each) for each in outbox.attempts(one.id)]}
+            {
+                **_kept_json(one, holds),
+                "rerouted_to": made_anew[one.id].recipient if one.id in made_anew else None,
+                "tries": [attempt_json(each) for each in outbox.attempts(one.id)],
+            }
             for one in found
         ]
+
+
+def _kept_json(held: Held, holds: Mapping[str, Hold]) -> KeptJson:
+    return {**held_json(held), "held": kept(held, holds) is not None}
+
+
+def _waiting_json(hold: Hold, waiting: int) -> WaitingHoldJson:
+    return {**hold_json(hold), "waiting": waiting}
 
 
 def retry(call: Call) -> HeldJson:
@@ -404,11 +494,21 @@ def acknowledge(call: Call) -> HeldJson:
     return held_json(held)
 
 
-def due(call: Call) -> list[LateJson]:
+class LateHeldJson(LateJson):
+    """`held`: nothing goes to its agency now, so nobody is to be reminded there."""
+
+    held: bool
+
+
+def due(call: Call) -> list[LateHeldJson]:
     """Referrals whose answer is late, and what to do about each."""
     directory, today = call.service.directory, call.today
     with call.site.outbox(call.user) as outbox:
-        return [late_json(one, directory, today) for one in outbox.unacknowledged(today)]
+        holds = holds_by_agency(outbox)
+        return [
+            {**late_json(one, directory, today), "held": one.agency in holds}
+            for one in outbox.unacknowledged(today)
+        ]
 
 
 def agencies(call: Call) -> list[AddressJson]:
@@ -454,6 +554,106 @@ def _address_now(call: Call, agency_id: str) -> AddressJson:
     found = addresses(call.site.service.directory, call.today)
     [one] = [one for one in found if one.agency.id == agency_id]
     return address_json(one, call.today)
+
+
+def holds(call: Call) -> list[WaitingHoldJson]:
+    """Agencies that nothing goes to for now, and how many messages are kept for each."""
+    with call.site.outbox(call.user) as outbox:
+        return [_waiting_json(hold, number) for hold, number in waiting_by_hold(outbox)]
+
+
+def hold(call: Call) -> BegunHoldJson:
+    """Let nothing go to an agency until it is released; its referrals are queued and kept.
+
+    One that is held already is left as it is.
+    """
+    with call.site.outbox(call.user) as outbox:
+        name = _name_of_agency(call, outbox)
+        begun, new = outbox.hold(name, call.query.because, call.site.now)
+        addressed = outbox.addressed(name)
+    call.site.releases.forget(name)
+    sending = (one for one in addressed if one.status is DeliveryStatus.SENDING)
+    waiting = number_of(one for one in addressed if one.waits)
+    return {**_waiting_json(begun, waiting), "new": new, "under_way": number_of(sending)}
+
+
+def _name_of_agency(call: Call, outbox: Outbox) -> str:
+    """One that has left the directory counts while something of it is in the outbox."""
+    name = call.path["agency"]
+    if name not in call.service.directory.agencies and not (
+        name in holds_by_agency(outbox) or outbox.addressed(name)
+    ):
+        raise HTTPException(404, "The directory has no such agency.")
+    return name
+
+
+_MOST_ELSEWHERE = 500
+
+
+def release_plan(call: Call) -> ReleaseJson:
+    """What releasing an agency would come to; nothing is changed."""
+    release, others = _prepared(call)
+    running = call.site.releases.of(release.hold.agency)
+    at_work = running is not None and not running.is_over
+    return _release_json(call, release, others, released=False, at_work=at_work)
+
+
+def release(call: Call) -> tuple[ReleaseJson, int]:
+    """End a hold: what was kept goes to the address that the directory has now.
+
+    What was to go to another address is made anew: To, Date and Message-ID change and nothing
+    else, and the old message is cancelled. 202 if it takes longer than a moment: it is done in the
+    background, and `GET /holds` tells when the hold has ended. Should it be broken off, the hold
+    stands: ask again, and it goes on.
+    """
+    found, others = _prepared(call)
+    today = call.today
+    if found.needs_acceptance(today) and found.agency is not None:
+        raise AddressUnverified(
+            f"{found.hold.agency}: nobody has checked {found.to} within "
+            f"{found.agency.review_after_days} days. Ask {found.agency.title} whether it is "
+            "right, and have an administrator record it; or add accept_unverified=true, which is "
+            "recorded."
+        )
+    running = begin_release(call.site, call.user, found)
+    over = running.wait(PATIENCE_S)
+    if over and running.fault:
+        raise NotPossibleNow(running.fault)
+    told = _release_json(call, found, others, released=over, at_work=not over)
+    return {**told, "not_intact": list(running.broken)}, 200 if over else 202
+
+
+def _prepared(call: Call) -> tuple[Release, list[Held]]:
+    query: Releasing = call.query
+    choices = Choices(query.accept_unverified, query.with_uncertain, query.with_failed)
+    with call.site.outbox(call.user) as outbox:
+        name = _name_of_agency(call, outbox)
+        agency = call.service.directory.agencies.get(name)
+        found = prepare_release(outbox, name, agency, choices)
+        return found, disclosed(outbox, found, limit=_MOST_ELSEWHERE)
+
+
+def _release_json(
+    call: Call, found: Release, others: list[Held], *, released: bool, at_work: bool
+) -> ReleaseJson:
+    plan = found.plan
+    return {
+        **hold_json(found.hold),
+        "to": found.to,
+        "verified": found.is_verified(call.today),
+        "going": _numbers_json(plan.going),
+        "rerouting": _numbers_json(plan.moving),
+        "staying": _numbers_json(plan.staying),
+        "under_way": _numbers_json(plan.under_way),
+        "others_have": [held_json(one) for one in others],
+        "not_intact": [],
+        "released": released,
+        "at_work": at_work,
+    }
+
+
+def _numbers_json(some: Iterable[Addressed]) -> list[NumberJson]:
+    return [{"to": one.recipient, "status": one.status, "number": one.number} for one in some]
 
 
 def audit(call: Call) -> AuditJson:
@@ -514,12 +714,19 @@ OPERATIONS = (
               Role.SENDER, refusals=_ONE_MESSAGE),
     Operation("POST", "/outbox/{reference}/acknowledge", "Record an answer", HeldJson, acknowledge,
               Role.SENDER, refusals=_ONE_MESSAGE),
-    Operation("GET", "/due", "List what is late", list[LateJson], due),
+    Operation("GET", "/due", "List what is late", list[LateHeldJson], due),
+    Operation("GET", "/holds", "List the agencies that are held", list[WaitingHoldJson], holds),
     Operation("GET", "/directory", "List the directory", list[AddressJson], agencies),
     Operation("POST", "/directory/{agency}/verify", "Record a verified address",
               AddressJson, verify, Role.ADMINISTRATOR, AskedOn, refusals=(404, 409)),
     Operation("POST", "/directory/{agency}/withdraw", "Take back a verified address", AddressJson,
               withdraw, Role.ADMINISTRATOR, refusals=(404, 409)),
+    Operation("POST", "/directory/{agency}/hold", "Hold an agency", BegunHoldJson, hold,
+              Role.ADMINISTRATOR, Because, refusals=(404,)),
+    Operation("GET", "/holds/{agency}", "What a release would come to", ReleaseJson, release_plan,
+               Role.ADMINISTRATOR, Releasing, refusals=(404, 409)),
+    Operation("POST", "/directory/{agency}/release", "Release an agency", ReleaseJson, release,
+              Role.ADMINISTRATOR, Releasing, statuses=(200, 202), refusals=(404, 409)),
     Operation("GET", "/audit", "List the audit", AuditJson, audit, Role.ADMINISTRATOR, Auditing),
     Operation("GET", "/audit/verify", "Verify the audit", ChainJson, audit_verify,
               Role.ADMINISTRATOR, Expecting),

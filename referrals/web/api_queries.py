@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from referrals.audit import Noted
 from referrals.delivery import DeliveryStatus
 from referrals.errors import CaseInvalid, Problem
+from referrals.holding import Reason
 from referrals.texts import Day, as_reference, fault
 
 _MOST_INTERVENTIONS = 50
@@ -90,6 +91,9 @@ class Submitting(Several):
 class Listing(Query):
     status: DeliveryStatus | None = Field(None, description="Only messages of one status.")
     case_reference: _CaseReference | None = Field(None, description="Only those of one case.")
+    held: Annotated[bool, BeforeValidator(_true_false)] = Field(
+        False, description="Only those that are kept, since their agency is held."
+    )
     limit: _Whole = Field(100, ge=1, le=500, description="How many at most.")
     offset: _Whole = Field(0, ge=0, le=100_000, description="How many of the newest to pass over.")
 
@@ -106,6 +110,24 @@ class Expecting(Query):
         None,
         description="An entry that has to be there: `noted` as an earlier answer told it.",
         json_schema_extra={"type": "string", "pattern": "^[0-9]{1,15}:[0-9a-f]{16,64}$"},
+    )
+
+
+class Because(Query):
+    because: Reason = Field(description="Why nothing is to go there; the audit keeps it.")
+
+
+class Releasing(Query):
+    with_uncertain: Annotated[bool, BeforeValidator(_true_false)] = Field(
+        False, description="Reroute those, too, that the old address may have already."
+    )
+    with_failed: Annotated[bool, BeforeValidator(_true_false)] = Field(
+        False, description="Reroute those, too, that have failed."
+    )
+    accept_unverified: Annotated[bool, BeforeValidator(_true_false)] = Field(
+        False,
+        description="Reroute although nobody has verified the address within its review time. The "
+        "audit records it.",
     )
 
 

@@ -26,6 +26,7 @@ from referrals.web import (
     handover,
     health,
     help_pages,
+    hold_pages,
     home,
     journey,
     letters_pages,
@@ -38,6 +39,7 @@ from referrals.web.guard import Guard, Sessions
 from referrals.web.layout import environment
 from referrals.web.login import SignIn, ThisMachine
 from referrals.web.proxy import BehindProxy
+from referrals.web.releases import Releases
 from referrals.web.routes import SignInFirst
 from referrals.web.site import Site
 from referrals.web.store import Store, open_store
@@ -55,6 +57,7 @@ def build_site(settings: Settings) -> Site:
         templates=templates,
         sign_in=_sign_in(settings, store),
         courier=Courier(settings),
+        releases=Releases(),
     )
 
 
@@ -120,6 +123,7 @@ def _routes() -> Iterator[BaseRoute]:
         outbox_pages,
         due_pages,
         directory_pages,
+        hold_pages,
         audit_pages,
     ):
         yield from section.routes()

@@ -12,6 +12,7 @@ import csv
 import io
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
@@ -34,7 +35,7 @@ from referrals.web.repeated import repeated
 from referrals.web.routes import Posted, check_role, goto, page, posted, shown
 from referrals.web.site import Role, Site, site_of, user_of
 from referrals.web.store import Document
-from referrals.web.words import clock_of
+from referrals.web.words import clock_of, held_words
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +196,8 @@ def one(request: Request) -> Response:
         status=found.status,
         words=progress(found.status),
         ways=ways,
+        kept=_kept(site, ways),
+        held=_held_titles(site) if found.step == "queued" else [],
         undraftable=[way for way in ways if way.agency.email is None],
         has=found.folder.has,
         uploaded=clock_of(site.service)(_uploaded(found.document)),
@@ -315,6 +318,7 @@ def _confirm(
         batch=found,
         status=found.status,
         ways=ways,
+        kept=_kept(site_of(request), ways),
         unverified=_unverified(ways),
         errors=errors,
         typed=typed or {},
@@ -458,6 +462,26 @@ def _submittable(site: Site, found: _Batch) -> list[_Way]:
 
 def _unverified(ways: Iterable[_Way]) -> list[Agency]:
     return list({way.agency.id: way.agency for way in ways if not way.verified}.values())
+
+
+def _kept(site: Site, ways: Iterable[_Way]) -> list[tuple[Agency, int, str]]:
+    """Of each agency among them that is held: how many referrals would be kept, and since when."""
+    holds, clock = site.holds(), clock_of(site.service)
+    numbers = Counter[str]()
+    for way in ways:
+        numbers[way.agency.id] += way.referrals
+    agencies = {way.agency.id: way.agency for way in ways}
+    return [
+        (agencies[name], number, held_words(holds[name], clock))
+        for name, number in numbers.items()
+        if name in holds
+    ]
+
+
+def _held_titles(site: Site) -> list[str]:
+    """Names of the agencies that are held, whether any of these referrals goes there or not."""
+    agencies = site.service.directory.agencies
+    return [agencies[name].title for name in site.holds() if name in agencies]
 
 
 def _uploaded(document: Document) -> datetime:

@@ -19,6 +19,7 @@ from referrals.web.journeys import Journey, journey_of, taken
 from referrals.web.reading import OF_THE_ADDRESS, read_out
 from referrals.web.routes import Posted, goto, page, posted, shown
 from referrals.web.site import User
+from referrals.web.words import kept_words
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def check(request: Request) -> Response:
         cards=_cards(journey),
         lacking=[_said(journey, one) for one in journey.lacking],
         outcomes=[_outcome(journey, one) for one in journey.assessments],
+        kept=kept_words(journey.site),
         today=journey.service.today(journey.reading.place),
     )
 

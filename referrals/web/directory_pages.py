@@ -12,8 +12,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from referrals.addresses import Address, Standing, addresses, unaddressed
+from referrals.cli.held import counted
 from referrals.problems import problems_of
 from referrals.verification import Verification
+from referrals.web.hold_pages import holds_shown
 from referrals.web.routes import Posted, goto, page, posted, shown
 from referrals.web.site import Role, Site, site_of, user_of
 
@@ -37,6 +39,9 @@ TAGS = {
 _DONE = {
     "verified": "It is recorded that the address is right.",
     "withdrawn": "The record is taken back.",
+    "held": "The agency is held. Nothing goes to it until it is released.",
+    "held-before": "The agency was held before already. That was left as it is.",
+    "released": "The agency is released. What was kept for it goes to its present address.",
 }
 _PARTS = ("day", "month", "year")
 
@@ -50,7 +55,9 @@ class Group:
 
 
 def directory(request: Request) -> Response:
-    service = site_of(request).service
+    site = site_of(request)
+    service = site.service
+    holds = holds_shown(site, user_of(request))
     found = addresses(service.directory, service.today())
     return page(
         request,
@@ -58,6 +65,10 @@ def directory(request: Request) -> Response:
         groups=_groups(found, several=len(service.directory.regions) > 1),
         wanting=sum(one.is_wanting for one in found),
         unaddressed=unaddressed(service.directory),
+        holds=holds,
+        held_and_gone=[one for id, one in holds.items() if id not in service.directory.agencies],
+        done=_DONE.get(request.query_params.get("done", "")),
+        counted=counted,
         colours=COLOURS,
         tags=TAGS,
     )
@@ -108,9 +119,18 @@ def _agency(
         at=errors,
         colours=COLOURS,
         tags=TAGS,
+        held=holds_shown(site, user).get(agency.id),
+        broken=_broken(site, agency.id),
+        counted=counted,
         done=_DONE.get(request.query_params.get("done", "")),
         changed=request.query_params.get("done") == "changed",
     )
+
+
+def _broken(site: Site, agency: str) -> tuple[str, ...]:
+    """References that the last release could not readdress, if it was in this process."""
+    running = site.releases.of(agency)
+    return running.broken if running is not None and running.is_over else ()
 
 
 _NAMES = {"on": "The day on which they were asked", "by": "Who asked them"}

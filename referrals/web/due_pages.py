@@ -24,6 +24,9 @@ from referrals.web.routes import Posted, page, posted, shown
 from referrals.web.site import Site, User, site_of, user_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from referrals.holding import Hold
     from referrals.queueing import Held
     from referrals.service import Service
 
@@ -47,7 +50,7 @@ class Awaited:
         return f"{days_words(self.days_late)} late"
 
 
-def _awaited(held: Held, service: Service, today: date) -> Awaited:
+def _awaited(held: Held, service: Service, today: date, holds: Mapping[str, Hold]) -> Awaited:
     agency = service.directory.agencies.get(held.agency)
     return Awaited(
         held=held,
@@ -55,12 +58,14 @@ def _awaited(held: Held, service: Service, today: date) -> Awaited:
         phone=agency.phone if agency else None,
         intervention=intervention_title(held, service.directory),
         days_late=(today - held.acknowledge_by).days,
-        why_not=_why_not(held, service),
+        why_not=_why_not(held, service, holds),
         told=words.told(held),
     )
 
 
-def _why_not(held: Held, service: Service) -> str | None:
+def _why_not(held: Held, service: Service, holds: Mapping[str, Hold]) -> str | None:
+    if held.agency in holds:
+        return f"The agency is {words.held_words(holds[held.agency], words.clock_of(service))}."
     if held.status is DeliveryStatus.UNCERTAIN and held.due_at is not None:
         return "It is still being tried, so it is too early to remind anybody."
     why = why_not(held, service.directory)
@@ -82,8 +87,9 @@ def due(request: Request) -> Response:
 def _due(request: Request, site: Site, user: User, error: str = "") -> Response:
     service = site.service
     today = service.today()
+    holds = site.holds()
     awaited = [
-        _awaited(held, service, today)
+        _awaited(held, service, today, holds)
         for held in _late(site, user, today + timedelta(days=_SOON_DAYS + 1))
     ]
     return page(
@@ -106,10 +112,11 @@ def due_reminders(request: Request, typed: Posted) -> Response:
     wanted = set(typed.all("reference"))
     if not wanted:
         return _due(request, site, user, "Choose the referrals to send a reminder of")
+    holds = site.holds()
     files = {
         file_name(held): _reminder(held, site, service, user)
         for held in _late(site, user, service.today())
-        if held.reference in wanted and _why_not(held, service) is None
+        if held.reference in wanted and _why_not(held, service, holds) is None
     }
     if not files:
         raise NotPossibleNow("None of these is late any more, or none can be reminded of.")
@@ -126,7 +133,7 @@ def due_reminder(request: Request) -> Response:
     reference = request.path_params["reference"].upper()
     for held in _late(site, user, service.today()):
         if held.reference == reference:
-            why = _why_not(held, service)
+            why = _why_not(held, service, site.holds())
             if why:
                 raise NotPossibleNow(why)
             return downloads.eml(file_name(held), _reminder(held, site, service, user))

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from referrals.cli.hold import holds_by_agency, kept
 from referrals.delivery import DeliveryStatus
 from referrals.errors import AddressUnverified, ReferralsError
 from referrals.queueing import Held
@@ -29,7 +30,7 @@ from referrals.web.letter_frame import header_lines, letter_frame
 from referrals.web.reading import OF_THE_ADDRESS, read_out
 from referrals.web.routes import Posted, goto, page, posted, shown
 from referrals.web.site import Role
-from referrals.web.words import Told, clock_of, told
+from referrals.web.words import Told, clock_of, held_words, kept_words, told
 
 _PATIENCE_S = 3.0
 _LOOK_EVERY_S = 0.1
@@ -108,6 +109,7 @@ def preview(request: Request) -> Response:
         sender=f"{mail.sender_name} <{mail.sender}>" if mail.sender else None,
         today=journey.service.today(referral.assessment.place),
         after=_after(journey.referrals, referral),
+        kept=kept_words(journey.site),
     )
 
 
@@ -172,6 +174,7 @@ def _submit(
         may_submit=journey.user.may(Role.SENDER),
         can_submit=journey.site.can_submit,
         errors=errors,
+        kept=kept_words(journey.site),
         today=today,
     )
 
@@ -201,7 +204,8 @@ def submit_posted(request: Request, sent: Posted) -> Response:
         until = time.monotonic() + _PATIENCE_S
         while journey.site.courier.runs and time.monotonic() < until:
             held = [outbox.held(message_id=one.id)[0] for one in queued]
-            if not any(one.status in _UNDER_WAY for one in held):
+            holds = holds_by_agency(outbox)
+            if not any(one.status in _UNDER_WAY and not kept(one, holds) for one in held):
                 break
             time.sleep(_LOOK_EVERY_S)
     submitted = {
@@ -258,27 +262,33 @@ class Came:
     held: Held
     told: Told
     new: bool
+    kept: str
+    """Since when its agency is held and keeps it, in words; "" if that is not so."""
 
 
 def done(request: Request) -> Response:
     journey = journey_of(request)
     came: list[Came] = []
+    clock = clock_of(journey.service)
     if journey.submitted:
         with journey.site.outbox(journey.user) as outbox:
+            holds = holds_by_agency(outbox)
             for name, about in journey.submitted.items():
                 known = journey.service.directory.interventions.get(name)
                 title = known.title if known else name
-                held = outbox.held(message_id=about["id"])
-                came += (Came(title, one, told(one), about["new"]) for one in held)
+                for one in outbox.held(message_id=about["id"]):
+                    hold = kept(one, holds)
+                    words = held_words(hold, clock) if hold else ""
+                    came.append(Came(title, one, told(one, kept=bool(hold)), about["new"], words))
     drafted = () if journey.gap else journey.referrals
     return page(
         request,
         "done.html",
         journey=journey,
         came=came,
-        under_way=any(one.held.status in _UNDER_WAY for one in came),
+        under_way=any(one.held.status in _UNDER_WAY and not one.kept for one in came),
         drafted=[one for one in drafted if one.intervention_id not in journey.submitted],
-        clock=clock_of(journey.service),
+        clock=clock,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from math import ceil
@@ -14,22 +14,27 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from referrals.cli.held import counted
+from referrals.cli.hold import holds_by_agency, kept, waiting_by_hold
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox, NotPossibleNow
 from referrals.reference import is_reference
 from referrals.telling import agency_title
 from referrals.web import words
+from referrals.web.notices import notices_of
 from referrals.web.routes import Posted, goto, page, posted, shown
-from referrals.web.site import Role, Site, site_of, user_of
+from referrals.web.site import Role, site_of, user_of
 
 if TYPE_CHECKING:
     from referrals.directory import Directory
+    from referrals.holding import Hold
     from referrals.ports import Outbox
     from referrals.queueing import Attempt, Held
 
 _A_PAGE = 25
 _MOST_FOUND = 500
 _WAITING = (DeliveryStatus.QUEUED, DeliveryStatus.DELAYED)
+_KEPT = "kept"
+"""Of the filter: what a hold keeps, whatever its status."""
 _STATUSES = [status for status in DeliveryStatus if status is not DeliveryStatus.DRAFTED]
 
 
@@ -44,15 +49,28 @@ class Row:
     is_late: bool
 
 
-def row_of(held: Held, directory: Directory, today: date) -> Row:
+def row_of(
+    held: Held,
+    directory: Directory,
+    today: date,
+    holds: Mapping[str, Hold] | None = None,
+    *,
+    replaced: bool = False,
+) -> Row:
     late = held.may_be_answered and held.acknowledge_by < today
     return Row(
         held,
         intervention_title(held, directory),
-        words.told(held),
+        words.told(held, kept=kept(held, holds or {}) is not None, replaced=replaced),
         words.answer(held, today),
         late,
     )
+
+
+def hold_title(hold: Hold, directory: Directory) -> str:
+    """The agency's name, or its id if it has left the directory."""
+    agency = directory.agencies.get(hold.agency)
+    return agency.title if agency else hold.agency
 
 
 def intervention_title(held: Held, directory: Directory) -> str:
@@ -64,9 +82,10 @@ def intervention_title(held: Held, directory: Directory) -> str:
 
 
 def outbox_list(request: Request) -> Response:
-    """Filters: `status`, and `find`, a whole reference or case reference."""
+    """Filters: `status`, or `kept` by a hold, and `find`, a whole reference or case reference."""
     site, asked = site_of(request), request.query_params
     find = asked.get("find", "").strip()
+    only_kept = asked.get("status") == _KEPT
     status = _status(asked.get("status", ""))
     days = site.settings.delivery.keep_unfinished_days
     service = site.service
@@ -74,28 +93,45 @@ def outbox_list(request: Request) -> Response:
     with site.outbox(user_of(request)) as outbox:
         counts = outbox.counts()
         old = [held for held, _ in outbox.unfinished(site.now - timedelta(days=days))]
+        holds = waiting_by_hold(outbox)
+        by_agency = {hold.agency: hold for hold, _ in holds}
+        waiting = sum(each for _, each in holds)
         if find:
             found = [
-                held for held in _found(outbox, find) if status is None or held.status is status
+                held
+                for held in _found(outbox, find)
+                if (status is None or held.status is status)
+                and not (only_kept and kept(held, by_agency) is None)
             ]
             total, number = len(found), 1
         else:
-            total = counts.get(str(status), 0) if status else sum(counts.values())
+            everything = sum(counts.values())
+            total = counts.get(str(status), 0) if status else waiting if only_kept else everything
             number = page_number(asked, total, _A_PAGE)
-            found = outbox.held(status=status, limit=_A_PAGE, offset=(number - 1) * _A_PAGE)
-    chosen = {"status": str(status)} if status else {}
+            found = outbox.held(
+                status=status, kept=only_kept, limit=_A_PAGE, offset=(number - 1) * _A_PAGE
+            )
+        notices = notices_of(site, outbox, sum(counts.get(str(one), 0) for one in _WAITING))
+    clock = words.clock_of(service)
+    chosen = {"status": _KEPT} if only_kept else {"status": str(status)} if status else {}
     return page(
         request,
         "outbox.html",
-        rows=[row_of(held, service.directory, today) for held in found],
-        clock=words.clock_of(service),
+        rows=[row_of(held, service.directory, today, by_agency) for held in found],
+        clock=clock,
         counts=[(one, counts.get(str(one), 0)) for one in _STATUSES],
         status=status,
+        only_kept=only_kept,
+        waiting=waiting,
+        holds=[
+            (hold, each, hold_title(hold, service.directory), words.held_words(hold, clock))
+            for hold, each in holds
+        ],
         find=find,
         total=total,
         everything=sum(counts.values()),
         pages=pagination("/outbox", chosen, number, total, _A_PAGE) if not find else None,
-        trouble=trouble(site, sum(counts.get(str(one), 0) for one in _WAITING)),
+        notices=notices,
         old=old,
         days=days,
         counted=counted,
@@ -118,23 +154,6 @@ def _found(outbox: Outbox, find: str) -> list[Held]:
         if by_reference:
             return by_reference
     return outbox.held(case_reference=text, limit=_MOST_FOUND)
-
-
-def trouble(site: Site, waiting: int) -> str:
-    """What keeps everything that waits from being submitted, in words; "" if nothing does."""
-    if site.courier.fault:
-        return (
-            "Nothing can be submitted just now. What is queued is safe and is tried again by "
-            f"itself. {site.courier.fault}"
-        )
-    if not waiting or site.courier.should_run:
-        return ""
-    if not site.can_submit:
-        return (
-            "No relay (outgoing mail server) is set up, so what is queued waits. Whoever looks "
-            "after this service sets one up."
-        )
-    return "This page does not submit what is queued: `referrals deliver` does."
 
 
 def page_number(asked: Mapping[str, str], total: int, a_page: int) -> int:
@@ -182,10 +201,14 @@ class Message:
     phone: str | None
     next_step: str
     attempts: list[Attempt]
+    replaced_by: Held | None
+    """The message to another address that was made of it."""
+    replaces: Held | None
 
 
 _DONE = {
     "retried": "It is tried again now.",
+    "retried-kept": "It is queued again, and kept as long as the agency is held.",
     "cancelled": "It is cancelled and is not tried again.",
     "answered": "The agency’s answer is recorded.",
 }
@@ -202,14 +225,22 @@ def outbox_show(request: Request) -> Response:
         if not found:
             raise NotInOutbox(f"{reference} is not in the outbox.")
         tries = [list(reversed(outbox.attempts(one.id))) for one in found]
+        holds = holds_by_agency(outbox)
+        notices = notices_of(site, outbox, sum(one.status in _WAITING for one in found))
     newest, agencies = found[0], service.directory.agencies
+    by_id = {one.id: one for one in found}
+    made_of = {one.replaces: one for one in found if one.replaces is not None}
     messages = [
         Message(
-            row=row_of(one, service.directory, today),
+            row=row_of(one, service.directory, today, holds, replaced=one.id in made_of),
             agency_title=agency_title(one, service.directory),
             phone=agencies[one.agency].phone if one.agency in agencies else None,
-            next_step=words.next_step(one, today, clock),
+            next_step=words.next_step(
+                one, today, clock, hold=kept(one, holds), replaced=one.id in made_of
+            ),
             attempts=attempts,
+            replaced_by=made_of.get(one.id),
+            replaces=by_id.get(one.replaces) if one.replaces is not None else None,
         )
         for one, attempts in zip(found, tries, strict=True)
     ]
@@ -220,16 +251,26 @@ def outbox_show(request: Request) -> Response:
         messages=messages,
         clock=clock,
         may={
-            "retry": newest.may_be_retried,
+            "retry": newest.may_be_retried and kept(newest, holds) is None,
             "cancel": any(one.may_be_cancelled for one in found),
             "answered": any(one.may_be_answered for one in found),
             "remind": newest.may_be_answered and newest.acknowledge_by < today,
         },
-        moving=newest.status in (DeliveryStatus.QUEUED, DeliveryStatus.SENDING),
+        moving=newest.status in (DeliveryStatus.QUEUED, DeliveryStatus.SENDING)
+        and kept(newest, holds) is None,
         done=_DONE.get(request.query_params.get("done", "")),
-        trouble=trouble(site, sum(one.status in _WAITING for one in found)),
+        notices=notices,
+        earlier=_earlier(messages[1:]),
         colours=words.COLOURS,
     )
+
+
+def _earlier(messages: Sequence[Message]) -> str:
+    """A heading for messages that are not the newest: what is different about them."""
+    rerouted = [one.replaced_by is not None for one in messages]
+    if messages and all(rerouted):
+        return "Queued before, to another address"
+    return "Queued before" if any(rerouted) else "Queued before, with other facts"
 
 
 def _newest(request: Request, may: Callable[[Held], bool]) -> Held:
@@ -272,9 +313,10 @@ def outbox_answered(request: Request) -> Response:
 def outbox_do_retry(request: Request, _: Posted) -> Response:
     site, reference = site_of(request), request.path_params["reference"].upper()
     with site.outbox(user_of(request)) as outbox:
-        outbox.retry(reference, site.now)
+        held = outbox.retry(reference, site.now)
+        is_kept = kept(held, holds_by_agency(outbox)) is not None
     site.courier.kick()
-    return goto(f"/outbox/{reference}?done=retried")
+    return goto(f"/outbox/{reference}?done={'retried-kept' if is_kept else 'retried'}")
 
 
 def outbox_do_cancel(request: Request, _: Posted) -> Response:

@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 
 from referrals import bootstrap
+from referrals.cli.hold import read_holds
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
     from referrals.bootstrap import LiveService
     from referrals.directory import Agency
+    from referrals.holding import Hold
     from referrals.ports import Outbox
     from referrals.service import Service
     from referrals.settings import Settings
     from referrals.verification import Verification
     from referrals.web.courier import Courier
     from referrals.web.login import SignIn
+    from referrals.web.releases import Releases
     from referrals.web.store import Session, Store
 
 
@@ -30,7 +33,8 @@ class Role(StrEnum):
     """What one may do. A sender may do what a referrer may; an administrator may do everything.
 
     A referrer fills in, checks and drafts, and sees the outbox; a sender submits, and decides on
-    what is in the outbox; an administrator verifies addresses, reads the audit and keeps accounts.
+    what is in the outbox; an administrator verifies addresses, holds and releases agencies, reads
+    the audit and keeps accounts.
     """
 
     REFERRER = "referrer"
@@ -82,6 +86,8 @@ class Site:
     sign_in: SignIn
     courier: Courier
     """Tries what was queued, in the background."""
+    releases: Releases
+    """Of agencies that were held, in the background."""
 
     @property
     def service(self) -> Service:
@@ -107,6 +113,10 @@ class Site:
     def can_submit(self) -> bool:
         """Whether there is a relay."""
         return bool(self.settings.relay.host)
+
+    def holds(self) -> dict[str, Hold]:
+        """Which agencies are held; none, where that can't be read."""
+        return read_holds(self.settings)
 
     def outbox(self, user: User) -> Outbox:
         """The queue, opened in the user's name: use it as a context manager.

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from referrals.cli.held import days_words, told_status
 from referrals.delivery import DeliveryStatus
+from referrals.holding import Hold
 from referrals.queueing import Held
 from referrals.service import Service
 from referrals.texts import day_words
+from referrals.web.layout import moment
+
+if TYPE_CHECKING:
+    from referrals.web.site import Site
 
 COLOURS = {
     DeliveryStatus.DRAFTED: "grey",
@@ -41,6 +47,8 @@ MEANINGS = {
     ),
     DeliveryStatus.CANCELLED: "It was taken back before it was relayed.",
 }
+KEPT = "kept: agency held"
+_REPLACED = "It was to another address, and another message was made of it."
 _MAY_DOUBLE = " An earlier attempt may have arrived as well."
 
 
@@ -54,20 +62,61 @@ class Told:
     means: str
 
 
-def told(held: Held) -> Told:
+def told(held: Held, *, kept: bool = False, replaced: bool = False) -> Told:
+    """Args:
+    kept: its agency is held, and it would be tried otherwise.
+    replaced: another message was made of it, to another address.
+    """
     word, _, more = told_status(held).partition(", ")
     means = MEANINGS.get(held.status, "")
+    if kept:
+        more = KEPT
+    if replaced:
+        more, means = "rerouted", _REPLACED
     if held.maybe_doubled and held.status is not DeliveryStatus.UNCERTAIN:
         means += _MAY_DOUBLE
     return Told(word.capitalize(), COLOURS[held.status], more, means)
 
 
-def next_step(held: Held, today: date, clock: Callable[[datetime], datetime]) -> str:
+def held_words(hold: Hold, clock: Callable[[datetime], datetime]) -> str:
+    """`held since 24 November 2026, 12:00, by jo: its address was found wrong`"""
+    return f"held since {moment(clock(hold.since))}, by {hold.by}: {hold.why.words}"
+
+
+def kept_words(site: Site) -> dict[str, str]:
+    """By agency that is held: what is to be known before somebody submits to it."""
+    clock = clock_of(site.service)
+    return {
+        one.agency: (
+            f"This agency is {held_words(one, clock)}. What is submitted now is queued and kept. "
+            "It goes out once an administrator releases the agency."
+        )
+        for one in site.holds().values()
+    }
+
+
+def next_step(
+    held: Held,
+    today: date,
+    clock: Callable[[datetime], datetime],
+    *,
+    hold: Hold | None = None,
+    replaced: bool = False,
+) -> str:
     """What a person does about it now, in sentences; on the page there are buttons for it.
 
     Args:
         clock: puts a time into the region's zone.
+        hold: what keeps it from being tried.
+        replaced: as for `told`.
     """
+    if replaced:
+        return "Nothing: the other message is what counts now."
+    if hold is not None:
+        return (
+            f"Nothing: it is kept. The agency is {held_words(hold, clock)}. It is tried once an "
+            "administrator has released the agency, then to the address that is right."
+        )
     match held.status:
         case DeliveryStatus.FAILED | DeliveryStatus.UNCERTAIN if held.purged_at is not None:
             return (

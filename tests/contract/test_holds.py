@@ -603,6 +603,19 @@ def test_how_messages_are_addressed(outbox: Outbox) -> None:
     assert outbox.addressed("b") == []
 
 
+def test_what_a_hold_keeps_is_listed_by_itself(outbox: Outbox) -> None:
+    queued_and(outbox, letter(1), FAILED)
+    queued_and(outbox, letter(2), DELAYED)
+    outbox.queue([letter(3), letter(4, agency="b"), *letters(2, first=5)], NOW)
+    assert outbox.held(kept=True) == []
+    outbox.hold("a", WHY, NOW)
+    assert [one.reference for one in outbox.held(kept=True)] == ["R-6", "R-5", "R-3", "R-2"]
+    assert [one.reference for one in outbox.held(kept=True, limit=2, offset=1)] == ["R-5", "R-3"]
+    delayed = outbox.held(kept=True, status=DeliveryStatus.DELAYED)
+    assert [one.reference for one in delayed] == ["R-2"]
+    assert outbox.held(kept=True, reference="R-1") == []
+
+
 # What else a person does
 
 
