@@ -36,7 +36,7 @@ from referrals.samples import sample_case
 from referrals.service import Service
 from tests.conftest import NOW, TODAY
 from tests.older_files import make_older
-from tests.outboxes import Harness, Outbox, durable
+from tests.outboxes import Durable, Harness, Outbox, durable
 from tests.peers import run
 from tests.postgres import server
 from tests.queued import submission
@@ -280,33 +280,35 @@ def test_from_the_hold_on_nobody_takes_another_whoever_is_at_it(harness: Harness
         assert sum(one.number for one in outbox.addressed("a") if one.waits) == 300 - len(under_way)
 
 
-def test_a_hold_counts_also_among_steps_that_are_kept_together(outbox: Outbox) -> None:
+@durable
+def test_a_hold_counts_also_among_steps_that_are_kept_together(harness: Harness) -> None:
     """One commit for two claims, and for the hold between them."""
-    outbox.queue(letters(3), NOW)
-    holding = threading.Thread(target=outbox.hold, args=("a", WHY, NOW))
-    found: list[Claimed | NotYet | None] = []
+    with harness.open_durable() as outbox:
+        outbox.queue(letters(3), NOW)
+        holding = threading.Thread(target=outbox.hold, args=("a", WHY, NOW))
+        found: list[Claimed | NotYet | None] = []
 
-    async def claim_one() -> None:
-        found.append(await outbox.claim("me", NOW, LEASE))
+        async def claim_one() -> None:
+            found.append(await outbox.claim("me", NOW, LEASE))
 
-    async def scenario() -> None:
-        let_go = blocked(outbox)
-        first = asyncio.ensure_future(claim_one())
-        await asyncio.sleep(0)
-        holding.start()
-        while len(outbox._jobs) < 2:
-            pass
-        second = asyncio.ensure_future(claim_one())
-        await asyncio.sleep(0)
-        let_go.set()
-        await asyncio.gather(first, second)
+        async def scenario() -> None:
+            let_go = blocked(outbox)
+            first = asyncio.ensure_future(claim_one())
+            await asyncio.sleep(0)
+            holding.start()
+            while len(outbox._jobs) < 2:
+                pass
+            second = asyncio.ensure_future(claim_one())
+            await asyncio.sleep(0)
+            let_go.set()
+            await asyncio.gather(first, second)
 
-    run(scenario())
-    holding.join()
-    assert [one is None for one in found] == [False, True]
+        run(scenario())
+        holding.join()
+        assert [one is None for one in found] == [False, True]
 
 
-def blocked(outbox: Outbox) -> threading.Event:
+def blocked(outbox: Durable) -> threading.Event:
     """Keeps its writer busy until the event that it gives is set."""
     started, let_go = threading.Event(), threading.Event()
 
@@ -770,7 +772,7 @@ def test_a_hold_waits_for_a_claim_that_is_being_kept_just_now(
     """So that whoever holds is told of all that is under way."""
     harness, outbox = postgres
     outbox.queue(letters(2), NOW)
-    with harness.open("worker") as worker:
+    with harness.open_durable("worker") as worker:
         let_go, claimed_one = blocked(worker), threading.Event()
         finish = threading.Event()
 
