@@ -407,7 +407,7 @@ def completed(words: str, monkeypatch: pytest.MonkeyPatch, referrals: Command) -
     ("words", "offered"),
     [
         ("dr", ["plain,draft"]),
-        ("relay ", ["plain,check"]),
+        ("relay ", ["plain,check", "plain,list"]),
         ("show me", ["plain,mediation"]),
         ("draft po", ["plain,positive-engagement", "plain,police-dispersal-order"]),
         ("draft mediation vi", ["plain,victim-hardening"]),
