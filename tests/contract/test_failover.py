@@ -757,6 +757,7 @@ def test_two_processes_share_the_links_of_one_relay(harness: Harness, outbox: Ou
     assert all_relayed_at_once(outbox, 80)
 
 
+@durable
 def test_the_link_of_a_killed_process_is_another_s_at_once(
     harness: Harness, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

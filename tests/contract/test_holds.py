@@ -27,7 +27,7 @@ from referrals.directory import Directory
 from referrals.errors import NotPossibleNow
 from referrals.holding import Hold, Reason, Rerouted, Rerouting
 from referrals.outboxes import postgres as postgres_outbox
-from referrals.outboxes import postgres_steps
+from referrals.outboxes import postgres_jobs, postgres_steps
 from referrals.outboxes.postgres import PostgresOutbox
 from referrals.outboxes.postgres_steps import migrate
 from referrals.outboxes.sqlite import SqliteOutbox
@@ -848,7 +848,7 @@ def test_a_version_that_knows_of_no_hold_keeps_it_all_the_same(
     without, count = checking.subn("", postgres_outbox._TAKE)
     assert count == 1
     monkeypatch.setattr(postgres_outbox, "_TAKE", without)
-    monkeypatch.setattr(PostgresOutbox, "_turns", staticmethod(lambda _db, some: [1] * len(some)))
+    monkeypatch.setattr(postgres_jobs, "turns", lambda _db, some: [1] * len(some))
     outbox.queue([letter(3)], NOW)
     record(outbox, mine, DELAYED)
     assert jobs_of(outbox) == 2, "as it would leave them"
