@@ -504,7 +504,7 @@ def main() -> int:
     met = True
     try:
         check_folder(asked.folder, plan, letters.mean_size)
-        with tempfile.TemporaryDirectory(prefix="fleet-", dir=asked.folder) as place:
+        with tempfile.TemporaryDirectory(prefix="bench-scale-", dir=asked.folder) as place:
             top = Path(place)
             top.chmod(0o755)  # the server as root gives up its rights, and then works here
             (top / "letters").mkdir()

@@ -348,7 +348,8 @@ def test_one_lane_alone_tries_it_again_and_then_all_return(outbox: Outbox) -> No
     assert all_relayed_at_once(outbox, 400)
     # Links to the second end after a minute; when the time has come, one lane tries the first.
     assert 3 <= first.tried <= 9
-    assert through(outbox)["first:25"] > 40
+    # The lanes whose links ended just before it was known to be well come a minute later.
+    assert through(outbox)["first:25"] > 20
     assert tries[-1][0] < 200, "no link to the second outlived its minute by much"
     assert [line.split(". ")[0] for line in relays.said] == [
         "The relay first:25 could not be reached",
@@ -756,6 +757,7 @@ def test_two_processes_share_the_links_of_one_relay(harness: Harness, outbox: Ou
     assert all_relayed_at_once(outbox, 80)
 
 
+@durable
 def test_the_link_of_a_killed_process_is_another_s_at_once(
     harness: Harness, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,8 @@ from referrals.delivery import DeliveryStatus, Outgoing, Reply, RetryPolicy, Sub
 from referrals.directory import Directory
 from referrals.errors import NotPossibleNow
 from referrals.holding import Hold, Reason, Rerouted, Rerouting
-from referrals.outboxes import postgres_steps
+from referrals.outboxes import postgres as postgres_outbox
+from referrals.outboxes import postgres_jobs, postgres_steps
 from referrals.outboxes.postgres import PostgresOutbox
 from referrals.outboxes.postgres_steps import migrate
 from referrals.outboxes.sqlite import SqliteOutbox
@@ -35,7 +36,7 @@ from referrals.samples import sample_case
 from referrals.service import Service
 from tests.conftest import NOW, TODAY
 from tests.older_files import make_older
-from tests.outboxes import Harness, Outbox, durable
+from tests.outboxes import Durable, Harness, Outbox, durable
 from tests.peers import run
 from tests.postgres import server
 from tests.queued import submission
@@ -277,6 +278,47 @@ def test_from_the_hold_on_nobody_takes_another_whoever_is_at_it(harness: Harness
         assert 0 < len(under_way) < 300, "else this has shown nothing"
         assert after == {"a": len(under_way), "b": 60}
         assert sum(one.number for one in outbox.addressed("a") if one.waits) == 300 - len(under_way)
+
+
+@durable
+def test_a_hold_counts_also_among_steps_that_are_kept_together(harness: Harness) -> None:
+    """One commit for two claims, and for the hold between them."""
+    with harness.open_durable() as outbox:
+        outbox.queue(letters(3), NOW)
+        holding = threading.Thread(target=outbox.hold, args=("a", WHY, NOW))
+        found: list[Claimed | NotYet | None] = []
+
+        async def claim_one() -> None:
+            found.append(await outbox.claim("me", NOW, LEASE))
+
+        async def scenario() -> None:
+            let_go = blocked(outbox)
+            first = asyncio.ensure_future(claim_one())
+            await asyncio.sleep(0)
+            holding.start()
+            while len(outbox._jobs) < 2:
+                pass
+            second = asyncio.ensure_future(claim_one())
+            await asyncio.sleep(0)
+            let_go.set()
+            await asyncio.gather(first, second)
+
+        run(scenario())
+        holding.join()
+        assert [one is None for one in found] == [False, True]
+
+
+def blocked(outbox: Durable) -> threading.Event:
+    """Keeps its writer busy until the event that it gives is set."""
+    started, let_go = threading.Event(), threading.Event()
+
+    def wait(_: Any) -> None:
+        started.set()
+        let_go.wait(10)
+
+    outbox._ask(wait)
+    assert started.wait(10)
+    return let_go
 
 
 # Another address
@@ -592,6 +634,15 @@ def test_what_is_kept_is_neither_erased_nor_purged(outbox: Outbox) -> None:
     assert outbox.erase("CASE-1", NOW) == 1
 
 
+def test_what_is_uncertain_and_kept_is_not_forgotten_as_unfinished(outbox: Outbox) -> None:
+    queued_and(outbox, letter(), UNCERTAIN)
+    outbox.hold("a", WHY, NOW)
+    far = NOW + timedelta(days=400)
+    assert outbox.purge_unfinished(far, far) == 0
+    outbox.resume("a", OLD, far)
+    assert taken(outbox, far) == [("R-1", OLD)]
+
+
 def test_old_and_new_are_forgotten_and_the_account_stays(outbox: Outbox) -> None:
     outbox.queue([letter()], NOW)
     outbox.hold("a", WHY, NOW)
@@ -715,6 +766,45 @@ def test_what_is_kept_has_no_job(postgres: tuple[Harness, PostgresOutbox]) -> No
     assert jobs_of(outbox) == 1_210
 
 
+def test_a_hold_waits_for_a_claim_that_is_being_kept_just_now(
+    postgres: tuple[Harness, PostgresOutbox],
+) -> None:
+    """So that whoever holds is told of all that is under way."""
+    harness, outbox = postgres
+    outbox.queue(letters(2), NOW)
+    with harness.open_durable("worker") as worker:
+        let_go, claimed_one = blocked(worker), threading.Event()
+        finish = threading.Event()
+
+        def pause(_: Any) -> None:
+            claimed_one.set()
+            finish.wait(10)
+
+        def work() -> None:
+            async def scenario() -> None:
+                task = asyncio.ensure_future(worker.claim("me", NOW, LEASE))
+                await asyncio.sleep(0)
+                worker._ask(pause)
+                let_go.set()
+                await task
+
+            asyncio.run(scenario())
+
+        working = threading.Thread(target=work)
+        working.start()
+        assert claimed_one.wait(10)
+        holding = threading.Thread(target=outbox.hold, args=("a", WHY, NOW))
+        holding.start()
+        holding.join(0.5)
+        assert holding.is_alive()
+        finish.set()
+        holding.join(10)
+        assert not holding.is_alive()
+        assert [one.reference for one in outbox.held(status=DeliveryStatus.SENDING)] == ["R-1"]
+        working.join(10)
+        assert claim(outbox) is None
+
+
 def test_one_queued_in_the_moment_of_a_hold_is_not_claimed(
     postgres: tuple[Harness, PostgresOutbox],
 ) -> None:
@@ -754,7 +844,11 @@ def test_a_version_that_knows_of_no_hold_keeps_it_all_the_same(
     outbox.queue(letters(2), NOW)
     mine = claimed(outbox)
     outbox.hold("a", WHY, NOW)
-    monkeypatch.setattr(PostgresOutbox, "_turns", staticmethod(lambda _db, some: [1] * len(some)))
+    checking = re.compile(r"AND NOT EXISTS \(SELECT 1 FROM hold[^)]*\)")
+    without, count = checking.subn("", postgres_outbox._TAKE)
+    assert count == 1
+    monkeypatch.setattr(postgres_outbox, "_TAKE", without)
+    monkeypatch.setattr(postgres_jobs, "turns", lambda _db, some: [1] * len(some))
     outbox.queue([letter(3)], NOW)
     record(outbox, mine, DELAYED)
     assert jobs_of(outbox) == 2, "as it would leave them"

@@ -14,7 +14,7 @@ import pytest
 from referrals.bootstrap import now, open_outbox
 from referrals.delivery import DeliveryStatus
 from referrals.ports import Outbox
-from referrals.settings import RelaySettings, Security, Settings, WebSettings
+from referrals.settings import FurtherRelay, RelaySettings, Security, Settings, WebSettings
 from referrals.sink import Sink
 from referrals.web import courier as courier_module
 from referrals.web.courier import Courier
@@ -222,6 +222,32 @@ def test_where_it_can_not_or_should_not_run_it_does_not(case: str, tmp_path: Pat
         one.kick()
         assert ("relay.password" in one.fault) == (case == "no password")
         assert one.should_run == (case == "no password")
+
+    running(one, meanwhile)
+
+
+def test_it_goes_through_the_second_relay_while_the_first_is_away(
+    tmp_path: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox.queue([submission()], now())
+    with Beside(Sink()) as sink:
+        backup = FurtherRelay(host=sink.host, port=sink.port, security=Security.NONE)
+        chosen = settings(tmp_path, 9).model_copy(update={"relays": {"backup": backup}})
+        with caplog.at_level(logging.WARNING):
+            one = Courier(chosen)
+            running(one, lambda: until(lambda: statuses(outbox) == {"relayed": 1}))
+    assert one.fault == ""
+    assert caplog.text.count("is left alone until") == 1
+
+
+def test_the_password_of_a_further_relay_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    backup = FurtherRelay(host="127.0.0.1", port=10, security=Security.NONE, username="jo")
+    one = Courier(settings(tmp_path, 9).model_copy(update={"relays": {"backup": backup}}))
+
+    def meanwhile() -> None:
+        assert not one.runs
+        assert "relays.backup.password" in one.fault
+        assert "REFERRALS_RELAYS_BACKUP_PASSWORD" in one.fault
 
     running(one, meanwhile)
 
