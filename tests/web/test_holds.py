@@ -6,10 +6,12 @@ import re
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -325,7 +327,9 @@ def test_a_long_release_goes_on_beside_the_page(
         assert "It is being released" in text
         assert f"2 messages have still to be rerouted to {NEW} ." in text
         again = kept.post(f"{PAGE}/release", form)
-        assert again.headers["location"] == f"{PAGE}/release", "it is the same one"
+        assert again.headers["location"] == f"{PAGE}/release"
+        running = [one.name for one in threading.enumerate()]
+        assert running.count("release") == 1, "it is the same one"
         assert "Held" in said(kept.get("/directory")), "pages go on"
     until(lambda: kept.get(f"{PAGE}/release").status_code == 303)
     assert recipients(settings)[reference(4)] == [("cancelled", ADDRESS), ("queued", NEW)]
@@ -537,7 +541,13 @@ def test_one_that_is_held_while_somebody_checks_is_kept_and_nobody_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The relay is there, and the page does not wait for what it will not take."""
-    monkeypatch.setattr("referrals.web.handover._PATIENCE_S", 60.0)
+
+    def wait(_: float) -> None:
+        raise AssertionError
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=wait)
+    monkeypatch.setattr("referrals.web.handover.time", clock)
+    monkeypatch.setattr("referrals.worker._POLL_S", 3600.0)
     with Beside(Sink()) as sink:
         relay = RelaySettings(host="127.0.0.1", port=sink.port, security=Security.NONE)
         settings = Settings(outbox=tmp_path / "outbox", relay=relay, web=WebSettings(port=0))
