@@ -34,7 +34,7 @@ from referrals.errors import (
     NotPossibleNow,
     Problem,
 )
-from referrals.holding import number_of
+from referrals.holding import check_not_moved, number_of
 from referrals.problems import problems_of
 from referrals.releasing import Choices, Release, disclosed, prepare_release
 from referrals.samples import sample_case
@@ -476,7 +476,10 @@ def _waiting_json(hold: Hold, waiting: int) -> WaitingHoldJson:
 def retry(call: Call) -> HeldJson:
     """Make a delayed, failed or uncertain message due now."""
     with call.site.outbox(call.user) as outbox:
-        held = outbox.retry(call.path["reference"].upper(), call.site.now)
+        reference = call.path["reference"].upper()
+        for newest in outbox.held(reference=reference, limit=1):
+            check_not_moved(newest, call.service.directory.agencies.get(newest.agency))
+        held = outbox.retry(reference, call.site.now)
     call.site.courier.kick()
     return held_json(held)
 

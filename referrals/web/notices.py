@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from referrals.web.site import Site
 
 
-def notices_of(site: Site, outbox: Outbox, waiting: int) -> list[str]:
+def notices_of(site: Site, outbox: Outbox, waiting: int, *, of_one: bool = False) -> list[str]:
     """In words, the gravest first; none if nothing speaks against submitting.
 
     Args:
         waiting: how many messages there are that wait.
+        of_one: for one referral, which relays concern only as long as it waits.
     """
     copy = _copy(site, outbox)
     if copy:
         return [copy]
     found = [_trouble(site, waiting)]
-    found += _relays_away(site, outbox)
+    if waiting or not of_one:
+        found += _relays_away(site, outbox)
     return [one for one in found if one]
 
 

@@ -17,6 +17,7 @@ from referrals.cli.held import counted
 from referrals.cli.hold import holds_by_agency, kept, waiting_by_hold
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox, NotPossibleNow
+from referrals.holding import check_not_moved
 from referrals.reference import is_reference
 from referrals.telling import agency_title
 from referrals.web import words
@@ -226,7 +227,8 @@ def outbox_show(request: Request) -> Response:
             raise NotInOutbox(f"{reference} is not in the outbox.")
         tries = [list(reversed(outbox.attempts(one.id))) for one in found]
         holds = holds_by_agency(outbox)
-        notices = notices_of(site, outbox, sum(one.status in _WAITING for one in found))
+        waiting = sum(one.status in _WAITING for one in found)
+        notices = notices_of(site, outbox, waiting, of_one=True)
     newest, agencies = found[0], service.directory.agencies
     by_id = {one.id: one for one in found}
     made_of = {one.replaces: one for one in found if one.replaces is not None}
@@ -236,7 +238,12 @@ def outbox_show(request: Request) -> Response:
             agency_title=agency_title(one, service.directory),
             phone=agencies[one.agency].phone if one.agency in agencies else None,
             next_step=words.next_step(
-                one, today, clock, hold=kept(one, holds), replaced=one.id in made_of
+                one,
+                today,
+                clock,
+                hold=kept(one, holds),
+                replaced=one.id in made_of,
+                moved_to=_moved_to(one, service.directory),
             ),
             attempts=attempts,
             replaced_by=made_of.get(one.id),
@@ -251,7 +258,9 @@ def outbox_show(request: Request) -> Response:
         messages=messages,
         clock=clock,
         may={
-            "retry": newest.may_be_retried and kept(newest, holds) is None,
+            "retry": newest.may_be_retried
+            and kept(newest, holds) is None
+            and _moved_to(newest, service.directory) is None,
             "cancel": any(one.may_be_cancelled for one in found),
             "answered": any(one.may_be_answered for one in found),
             "remind": newest.may_be_answered and newest.acknowledge_by < today,
@@ -263,6 +272,13 @@ def outbox_show(request: Request) -> Response:
         earlier=_earlier(messages[1:]),
         colours=words.COLOURS,
     )
+
+
+def _moved_to(held: Held, directory: Directory) -> str | None:
+    """The address that its agency has now, if it was to go to another."""
+    agency = directory.agencies.get(held.agency)
+    now = agency.email if agency else None
+    return now if now != held.recipient else None
 
 
 def _earlier(messages: Sequence[Message]) -> str:
@@ -313,6 +329,8 @@ def outbox_answered(request: Request) -> Response:
 def outbox_do_retry(request: Request, _: Posted) -> Response:
     site, reference = site_of(request), request.path_params["reference"].upper()
     with site.outbox(user_of(request)) as outbox:
+        for newest in outbox.held(reference=reference, limit=1):
+            check_not_moved(newest, site.service.directory.agencies.get(newest.agency))
         held = outbox.retry(reference, site.now)
         is_kept = kept(held, holds_by_agency(outbox)) is not None
     site.courier.kick()

@@ -102,6 +102,7 @@ def next_step(
     *,
     hold: Hold | None = None,
     replaced: bool = False,
+    moved_to: str | None = None,
 ) -> str:
     """What a person does about it now, in sentences; on the page there are buttons for it.
 
@@ -109,6 +110,7 @@ def next_step(
         clock: puts a time into the region's zone.
         hold: what keeps it from being tried.
         replaced: as for `told`.
+        moved_to: the address that the agency has now, if it was to go to another.
     """
     if replaced:
         return "Nothing: the other message is what counts now."
@@ -133,6 +135,13 @@ def next_step(
             return (
                 f"Nothing: it is tried again at {when:%H:%M} on {day_words(when.date())} or soon "
                 f"after{twice}."
+            )
+        case DeliveryStatus.FAILED if moved_to:
+            return _anew(moved_to)
+        case DeliveryStatus.UNCERTAIN if moved_to:
+            return (
+                "Ring the agency and ask whether it came. If it did, record their answer. If not: "
+                + _anew(moved_to)
             )
         case DeliveryStatus.FAILED:
             return (
@@ -159,6 +168,14 @@ def next_step(
             )
         case _:
             return "Nothing."
+
+
+def _anew(address: str) -> str:
+    return (
+        f"The agency’s address is {address} by now, which is another than this was to go to. An "
+        "administrator holds the agency and releases it, and takes this along: then it is made "
+        "anew for that address."
+    )
 
 
 def answer(held: Held, today: date) -> str:

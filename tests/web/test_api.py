@@ -261,6 +261,8 @@ def test_what_is_submitted_arrives_at_the_directorys_address_as_queued(tmp_path:
             assert outbox.content(held.id) == arrived.content
             assert shown == {
                 **held_json(held),
+                "held": False,
+                "rerouted_to": None,
                 "tries": [attempt_json(each) for each in outbox.attempts(held.id)],
             }
             [queued] = [entry for entry in outbox.audit() if entry.action == "queued"]
