@@ -57,7 +57,6 @@ def test_an_empty_outbox_says_so(referrals: Command, home: Path) -> None:
         "holds": [],
         "unfinished_and_old": 0,
         "messages": [],
-        "holds": [],
     }
     assert referrals("due").out == "Nothing is overdue.\n"
     assert "0 entries" in referrals("audit", "verify").out
