@@ -226,9 +226,16 @@ class Beside(RuleBasedStateMachine):
 
     # What may be done
 
-    @initialize(some=st.lists(numbers, min_size=3, max_size=8), to=addresses)
-    def begin(self, some: list[int], to: str) -> None:
+    @initialize(
+        some=st.lists(numbers, min_size=3, max_size=8),
+        to=addresses,
+        ended=st.lists(outcomes, max_size=4),
+    )
+    def begin(self, some: list[int], to: str, ended: list[Outcome]) -> None:
+        """With some in each status, which chance alone makes too few of."""
         self.queue(some, to)
+        for number, outcome in enumerate(ended, 1):
+            self.attempt(number, outcome, hold=False)
 
     @rule(some=st.lists(numbers, min_size=1, max_size=4), to=addresses)
     def queue(self, some: list[int], to: str) -> None:
@@ -368,31 +375,28 @@ class Beside(RuleBasedStateMachine):
     def acknowledge(self, reference: str) -> None:
         self.both(lambda outbox: outbox.acknowledge(reference, TODAY, self.now))
 
-    @rule(age=ages)
-    def purge(self, age: timedelta) -> None:
-        self.both(lambda outbox: outbox.purge(self.now - age, self.now))
+    @rule(age=ages, case_reference=cases, which=st.integers(0, 2))
+    def forget(self, age: timedelta, case_reference: str, which: int) -> None:
+        before = self.now - age
+        ways: list[Callable[[Outbox], int]] = [
+            lambda outbox: outbox.purge(before, self.now),
+            lambda outbox: outbox.purge_unfinished(before, self.now),
+            lambda outbox: outbox.erase(case_reference, self.now),
+        ]
+        self.both(ways[which])
 
-    @rule(age=ages)
-    def purge_unfinished(self, age: timedelta) -> None:
-        self.both(lambda outbox: outbox.purge_unfinished(self.now - age, self.now))
-
-    @rule(case_reference=cases)
-    def erase(self, case_reference: str) -> None:
-        self.both(lambda outbox: outbox.erase(case_reference, self.now))
-
-    @rule(agency=st.sampled_from(AGENCIES), by=st.sampled_from(["Jo", "Sam"]))
-    def verify_address(self, agency: str, by: str) -> None:
-        one = Verification(agency, f"{agency}@council.test", TODAY, by)
-        self.both(lambda outbox: outbox.verify(one, self.now))
-
-    @rule(agency=st.sampled_from(AGENCIES))
-    def withdraw_address(self, agency: str) -> None:
-        self.both(lambda outbox: outbox.withdraw(agency, f"{agency}@council.test", self.now))
-
-    @rule(action=st.sampled_from(["retention", "exported"]), case_reference=cases)
-    def note(self, action: str, case_reference: str) -> None:
+    @rule(agency=agencies, by=st.sampled_from(["Jo", "Sam", ""]), case_reference=cases)
+    def write_down(self, agency: str, by: str, case_reference: str) -> None:
+        """That an address was verified, or is no more; and what was done beside the outbox."""
+        address = f"{agency}@council.test"
+        if by:
+            one = Verification(agency, address, TODAY, by)
+            self.both(lambda outbox: outbox.verify(one, self.now))
+        else:
+            self.both(lambda outbox: outbox.withdraw(agency, address, self.now))
+        self.both(lambda outbox: outbox.note("retention", {"n": 1}, self.now))
         self.both(
-            lambda outbox: outbox.note(action, {"n": 1}, self.now, case_reference=case_reference)
+            lambda outbox: outbox.note("exported", {}, self.now, case_reference=case_reference)
         )
 
     # Agencies that are held
@@ -418,6 +422,29 @@ class Beside(RuleBasedStateMachine):
         self.reroute(agency, to, uncertain=True, failed=False)
         self.resume(agency, to)
 
+    @rule(
+        number=st.integers(1, 9),
+        outcome=outcomes,
+        to=addresses,
+        uncertain=st.booleans(),
+        failed=st.booleans(),
+    )
+    def hold_during_an_attempt(
+        self, number: int, outcome: Outcome, to: str, uncertain: bool, failed: bool
+    ) -> None:
+        """What was under way is finished, and then released to whatever address it has by then."""
+        before = len(self.taken)
+        self.take(OWNERS[0], only=number)
+        if len(self.taken) == before:
+            return
+        agency = self.taken[before].model.agency
+        self.hold(agency, Reason.WRONG_ADDRESS)
+        self.resume(agency, to)  # not if it is under way to another
+        self.record(before, outcome, 0.0, False)
+        self.take(OWNERS[0], only=number)
+        self.reroute(agency, to, uncertain, failed)
+        self.resume(agency, to)
+
     # Relays
 
     @rule(relay=relays, owner=owners, most=st.integers(1, 2), gone=st.sampled_from([None, "one"]))
@@ -429,7 +456,6 @@ class Beside(RuleBasedStateMachine):
             by=1,
         )
 
-    @rule(relay=relays, owner=owners)
     def keep_link(self, relay: str, owner: str) -> None:
         self.both(lambda outbox: self.run(outbox.keep_link(relay, owner, self.now)), by=1)
 
@@ -440,25 +466,29 @@ class Beside(RuleBasedStateMachine):
     @rule(
         relay=relays,
         fault=st.sampled_from(
-            [RelayFault("connect"), RelayFault("sender", 421), RelayFault("login", 535, True)]
+            [
+                None,
+                RelayFault("connect"),
+                RelayFault("sender", 421),
+                RelayFault("login", 535, refused_login=True),
+            ]
         ),
         on_trial=st.booleans(),
+        late=st.integers(0, 1),
     )
-    def note_fault(self, relay: str, fault: RelayFault, on_trial: bool) -> None:
+    def use_a_relay(self, relay: str, fault: RelayFault | None, on_trial: bool, late: int) -> None:
+        if on_trial:
+            state = self.model.relay_states(self.now).get(relay, RelayState(relay))
+            known = replace(state, turn=state.turn - late)
+            self.both(lambda outbox: self.run(outbox.take_trial(known, self.now)), by=1)
         self.both(
-            lambda outbox: self.run(outbox.note_fault(relay, fault, self.now, on_trial=on_trial)),
+            lambda outbox: self.run(
+                outbox.note_well(relay, self.now)
+                if fault is None
+                else outbox.note_fault(relay, fault, self.now, on_trial=on_trial)
+            ),
             by=1,
         )
-
-    @rule(relay=relays)
-    def note_well(self, relay: str) -> None:
-        self.both(lambda outbox: self.run(outbox.note_well(relay, self.now)), by=1)
-
-    @rule(relay=relays, late=st.integers(0, 1))
-    def take_trial(self, relay: str, late: int) -> None:
-        state = self.model.relay_states(self.now).get(relay, RelayState(relay))
-        known = replace(state, turn=state.turn - late)
-        self.both(lambda outbox: self.run(outbox.take_trial(known, self.now)), by=1)
 
     # A restored copy
 
