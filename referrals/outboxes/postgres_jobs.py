@@ -127,17 +127,12 @@ def cancel(db: Connection, job: int) -> bool:
     return row is not None and row[0] is not None
 
 
-def forget_waiting(db: Connection, agency: str, limit: int) -> list[int]:
-    """Forget so many of an agency's jobs that wait, but those that somebody is at; their numbers.
-
-    Jobs first, as whoever claims does. Procrastinate has nothing for many.
-    """
+def forget_waiting(db: Connection, jobs: Sequence[int]) -> list[int]:
+    """Forget those of these jobs that wait, but those that somebody is at; their numbers."""
     rows = db.execute(
-        "DELETE FROM procrastinate_jobs WHERE id IN (SELECT jobs.id FROM message"
-        " JOIN procrastinate_jobs AS jobs ON jobs.id = message.job WHERE message.agency = %s"
-        " AND message.job IS NOT NULL AND message.due_at IS NOT NULL AND jobs.status = 'todo'"
-        " LIMIT %s FOR UPDATE OF jobs SKIP LOCKED) RETURNING id",
-        (agency, limit),
+        "DELETE FROM procrastinate_jobs WHERE id = ANY(ARRAY(SELECT id FROM procrastinate_jobs"
+        " WHERE id = ANY(%s) AND status = 'todo' FOR UPDATE SKIP LOCKED)) RETURNING id",
+        (list(jobs),),
     ).fetchall()
     return [number for (number,) in rows]
 

@@ -264,8 +264,6 @@ def test_what_is_submitted_arrives_at_the_directorys_address_as_queued(tmp_path:
                 "held": False,
                 "rerouted_to": None,
                 "tries": [attempt_json(each) for each in outbox.attempts(held.id)],
-                "held": False,
-                "rerouted_to": None,
             }
             [queued] = [entry for entry in outbox.audit() if entry.action == "queued"]
         assert queued.actor == "token:administrator-1"
