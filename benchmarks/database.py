@@ -17,9 +17,9 @@ from typing import Any
 from procrastinate.schema import SchemaManager
 
 from benchmarks.cold_start import ROOT
-from referrals.outboxes import postgres_link, postgres_steps
-from referrals.outboxes.postgres import PostgresOutbox
-from referrals.outboxes.postgres_jobs import QUEUE
+from referrals.outboxes.postgres import connections, steps
+from referrals.outboxes.postgres.jobs import QUEUE
+from referrals.outboxes.postgres.outbox import PostgresOutbox
 from tests.postgres import Server
 
 # PostgreSQL's own defaults, which the tests' server does not have.
@@ -190,13 +190,13 @@ def started(top: Path) -> Iterator[Server]:
     try:
         yield server
     finally:
-        postgres_link.close_idle()
+        connections.close_idle()
         server.remove()
 
 
 def new_outbox(server: Server) -> Base:
     name = server.empty_database()
-    postgres_steps.migrate(server.database(name))
+    steps.migrate(server.database(name))
     return Base(server, name)
 
 
@@ -207,7 +207,7 @@ def new_jobs(server: Server) -> Base:
         db.execute("CREATE SCHEMA procrastinate")
         db.execute("SET search_path = procrastinate")
         db.execute(SchemaManager.get_schema().encode())
-        ours = ROOT / "referrals" / "outboxes" / "postgres_schema" / "0001_outbox.sql"
+        ours = ROOT / "referrals" / "outboxes" / "postgres" / "schema" / "0001_outbox.sql"
         db.execute(
             ours.read_text(encoding="utf-8").rpartition("DO $$")[2].join(("DO $$", "")).encode()
         )

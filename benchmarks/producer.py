@@ -14,8 +14,8 @@ import time
 from datetime import UTC, datetime
 
 from benchmarks.letters import Letters
-from referrals.outboxes.postgres import PostgresOutbox
-from referrals.outboxes.postgres_link import Database
+from referrals.outboxes.postgres.connections import Database
+from referrals.outboxes.postgres.outbox import PostgresOutbox
 
 
 def main() -> int:

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from referrals.outboxes import postgres_link
-from referrals.outboxes.postgres import PostgresOutbox
-from referrals.outboxes.postgres_steps import migrate
+from referrals.outboxes.postgres import connections
+from referrals.outboxes.postgres.outbox import PostgresOutbox
+from referrals.outboxes.postgres.steps import migrate
 from referrals.relay_log import RelayLog
 from referrals.restored import evidence_of, settle
 from tests.postgres import Server
@@ -85,7 +85,7 @@ def main(count: int) -> None:
             done = timed("outbox restored", lambda: settle(copy, copy.copied(), evidence, now))
         print(dict(done.counts))
     finally:
-        postgres_link.close_idle()
+        connections.close_idle()
         server.remove()
 
 

@@ -16,14 +16,14 @@ from jinja2.bccache import Bucket
 
 from referrals.directory_files import read_directory
 from referrals.errors import ConfigurationError
-from referrals.outboxes.verified import Verified, read_verified
+from referrals.outboxes.sqlite.verified import Verified, read_verified
 from referrals.rendering import environment
 from referrals.service import Service
 from referrals.settings_sources import config_folder, templates_folder
 
 if TYPE_CHECKING:
     from referrals.delivery import DeliveryStatus
-    from referrals.outboxes.postgres_link import Database
+    from referrals.outboxes.postgres.connections import Database
     from referrals.ports import Outbox, Transport
     from referrals.queueing import Claimed, Outcome
     from referrals.settings import DeliverySettings, RelaySettings, Settings
@@ -111,7 +111,7 @@ def database_of(settings: Settings) -> Database:
             [Problem("database", "is not set.", "Set REFERRALS_DATABASE to postgresql://…")]
         )
     try:
-        from referrals.outboxes.postgres_link import Database
+        from referrals.outboxes.postgres.connections import Database
     except ImportError:
         raise ConfigurationError(
             [
@@ -151,7 +151,7 @@ def _verified_of(settings: Settings) -> _Addresses:
     if settings.database is None:
         return Verified(outbox_file(settings))
     database = database_of(settings)
-    from referrals.outboxes.postgres_verified import PostgresVerified
+    from referrals.outboxes.postgres.verified import PostgresVerified
 
     return PostgresVerified(database)
 
@@ -175,10 +175,10 @@ def open_outbox(settings: Settings, actor: str | None = None) -> Outbox:
             actor = f"uid {os.getuid()}"
     if settings.database is not None:
         database = database_of(settings)
-        from referrals.outboxes.postgres import PostgresOutbox
+        from referrals.outboxes.postgres.outbox import PostgresOutbox
 
         return PostgresOutbox.open(database, actor)
-    from referrals.outboxes.sqlite import SqliteOutbox
+    from referrals.outboxes.sqlite.outbox import SqliteOutbox
 
     return SqliteOutbox.open(outbox_file(settings), actor)
 

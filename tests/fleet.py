@@ -33,9 +33,10 @@ import psycopg
 from referrals.audit import verify
 from referrals.directory import Directory
 from referrals.errors import OutboxUnusable
-from referrals.outboxes import postgres_link, postgres_steps
-from referrals.outboxes.postgres import PostgresOutbox
-from referrals.outboxes.postgres_link import Database
+from referrals.outboxes.postgres import connections as postgres_connections
+from referrals.outboxes.postgres import steps
+from referrals.outboxes.postgres.connections import Database
+from referrals.outboxes.postgres.outbox import PostgresOutbox
 from referrals.samples import sample_case
 from referrals.web.site import Role
 from referrals.web.store import Store
@@ -49,7 +50,7 @@ _FORKS.set_forkserver_preload(
     [
         "referrals.cli.serve",
         "referrals.cli.worker",
-        "referrals.outboxes.postgres",
+        "referrals.outboxes.postgres.outbox",
         "referrals.transports.smtp",
         "referrals.web.server",
         "referrals.worker",
@@ -234,10 +235,10 @@ class Fleet:
                     one.tell(signal.SIGKILL)
             await self._relay.all_closed()
             self.tally.seconds = time.monotonic() - begun
-        postgres_link.close_idle()
+        postgres_connections.close_idle()
         with PostgresOutbox.open(self._server.database(self._database), "watcher") as outbox:
             self._account(outbox)
-        postgres_link.close_idle()
+        postgres_connections.close_idle()
         return self.tally
 
     # Who takes part
@@ -248,7 +249,7 @@ class Fleet:
         with self._server.connected(self._database) as db:
             db.execute(before)
             db.execute("CREATE ROLE referrals_guest LOGIN")
-        postgres_steps.migrate(self._server.database(self._database, "referrals_owner"))
+        steps.migrate(self._server.database(self._database, "referrals_owner"))
         with self._server.connected(self._database) as db:
             db.execute(after)
         self._token = _token_in(self._server.database(self._database, "referrals_page"))

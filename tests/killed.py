@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.settings import RelaySettings, Security
 from referrals.transports.smtp import SmtpTransport
 from referrals.worker import DeliveryOptions, Worker

@@ -10,10 +10,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from referrals.outboxes.memory import MemoryOutbox
-from referrals.outboxes.memory_state import Memory
-from referrals.outboxes.postgres import PostgresOutbox
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.memory.outbox import MemoryOutbox
+from referrals.outboxes.memory.state import Memory
+from referrals.outboxes.postgres.outbox import PostgresOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from tests.postgres import ClockedOutbox, Server, server
 
 Durable = SqliteOutbox | PostgresOutbox

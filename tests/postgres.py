@@ -25,9 +25,9 @@ from typing import Any
 
 import psycopg
 
-from referrals.outboxes import postgres_link, postgres_steps
-from referrals.outboxes.postgres import PostgresOutbox
-from referrals.outboxes.postgres_link import SEARCH_PATH, Connection, Database
+from referrals.outboxes.postgres import connections, steps
+from referrals.outboxes.postgres.connections import SEARCH_PATH, Connection, Database
+from referrals.outboxes.postgres.outbox import PostgresOutbox
 
 OWNER = "postgres"
 _OPTIONS = {
@@ -116,7 +116,7 @@ class Server:
 
     def until_alone(self, database: str) -> None:
         """Wait until the server has noticed that whoever used it is dead, and undone his part."""
-        postgres_link.close_idle()
+        connections.close_idle()
         with self.connected() as db:
             while db.execute(
                 "SELECT 1 FROM pg_stat_activity WHERE datname = %s", (database,)
@@ -144,7 +144,7 @@ class Server:
     @cache  # noqa: B019 - as many as there are servers
     def _made(self) -> str:
         name = self.empty_database()
-        postgres_steps.migrate(self.database(name))
+        steps.migrate(self.database(name))
         with self.connected(name) as db:
             db.execute(_CLOCK)
         return name
@@ -271,7 +271,7 @@ def server() -> Server:
     made = Server.make()
 
     def remove() -> None:
-        postgres_link.close_idle()
+        connections.close_idle()
         made.remove()
 
     atexit.register(remove)

@@ -26,7 +26,7 @@ from pathlib import Path
 from referrals.audit import verify
 from referrals.case_files import flatten
 from referrals.directory import Directory
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.samples import sample_case
 from tests.chaos import ChaosRelay
 from tests.queued import submissions

@@ -23,7 +23,7 @@ def migrate_command(as_json: bool) -> None:
     Example: REFERRALS_DATABASE=postgresql://owner@db/referrals referrals migrate
     """
     database = database_of(read_settings())
-    from referrals.outboxes.postgres_steps import migrate
+    from referrals.outboxes.postgres.steps import migrate
 
     migrated = migrate(database)
     if as_json:

@@ -220,7 +220,7 @@ def backup_command(file: Path, as_json: bool) -> None:
         raise click.UsageError(
             "The outbox is in PostgreSQL: use pg_dump or pg_basebackup, as docs/backup.md shows."
         )
-    from referrals.outboxes.sqlite import SqliteOutbox
+    from referrals.outboxes.sqlite.outbox import SqliteOutbox
 
     if not bootstrap.has_outbox(settings):
         raise NotPossibleNow(

@@ -1,4 +1,4 @@
--- As outboxes/postgres_schema/0005_page.sql has them in PostgreSQL.
+-- As outboxes/postgres/schema/0005_page.sql has them in PostgreSQL.
 CREATE TABLE IF NOT EXISTS session (
     token TEXT PRIMARY KEY,  -- SHA-256 of what the browser holds
     csrf TEXT NOT NULL,

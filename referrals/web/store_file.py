@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from referrals.errors import OutboxUnusable
-from referrals.outboxes.sqlite_file import make_file
+from referrals.outboxes.sqlite.file import make_file
 
 VERSION = 4
 

@@ -16,8 +16,8 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from referrals.outboxes import postgres_steps
-from referrals.outboxes.postgres_link import Connection, Database, is_passing, translated
+from referrals.outboxes.postgres import steps
+from referrals.outboxes.postgres.connections import Connection, Database, is_passing, translated
 
 _SEARCH_PATH = "page"
 _MOST_AT_ONCE = 16
@@ -38,7 +38,7 @@ class StoreDatabase:
         self._turns = threading.BoundedSemaphore(_MOST_AT_ONCE)
         self._is_away = False
         with self._connection() as connection:
-            postgres_steps.check(connection, self._database)
+            steps.check(connection, self._database)
             # With its schema's name: else who may not look into that is told that it is not there.
             connection.execute("SELECT FROM page.key LIMIT 0")
 

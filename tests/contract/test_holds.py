@@ -26,11 +26,12 @@ from referrals.delivery import DeliveryStatus, Outgoing, Reply, RetryPolicy, Sub
 from referrals.directory import Directory
 from referrals.errors import NotPossibleNow
 from referrals.holding import Hold, Reason, Rerouted, Rerouting
-from referrals.outboxes import postgres as postgres_outbox
-from referrals.outboxes import postgres_jobs, postgres_steps
-from referrals.outboxes.postgres import PostgresOutbox
-from referrals.outboxes.postgres_steps import migrate
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.postgres import jobs as postgres_jobs
+from referrals.outboxes.postgres import outbox as postgres_outbox
+from referrals.outboxes.postgres import steps as postgres_steps
+from referrals.outboxes.postgres.outbox import PostgresOutbox
+from referrals.outboxes.postgres.steps import migrate
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.queueing import Claimed, Held, NotYet, Outcome
 from referrals.samples import sample_case
 from referrals.service import Service

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from referrals.errors import OutboxUnusable
-from referrals.outboxes import postgres_jobs
-from referrals.outboxes.postgres import PostgresOutbox
+from referrals.outboxes.postgres import jobs
+from referrals.outboxes.postgres.outbox import PostgresOutbox
 from referrals.queueing import Claimed, NotYet
 from referrals.relay_health import RelayFault
 from referrals.worker import LEASE, is_gone, owner_name
@@ -106,7 +106,7 @@ def test_the_place_of_a_process_whose_heart_has_stopped_is_free(harness: Harness
             db.execute(
                 "UPDATE procrastinate.procrastinate_workers SET last_heartbeat ="
                 " now() - make_interval(secs => %s) WHERE id = %s",
-                (postgres_jobs.SILENT_S + 1, one._worker),
+                (jobs.SILENT_S + 1, one._worker),
             )
         assert take(other, "b", most=1, is_gone=is_gone)
         assert not run(one.keep_link(RELAY, elsewhere, NOW))

@@ -36,9 +36,9 @@ from referrals.audit import verify
 from referrals.delivery import DeliveryStatus, Reply, RetryPolicy, Submission
 from referrals.errors import OutboxError, OutboxRestored
 from referrals.holding import Reason, Rerouting
-from referrals.outboxes.memory import MemoryOutbox
-from referrals.outboxes.postgres_verified import PostgresVerified
-from referrals.outboxes.verified import read_verified
+from referrals.outboxes.memory.outbox import MemoryOutbox
+from referrals.outboxes.postgres.verified import PostgresVerified
+from referrals.outboxes.sqlite.verified import read_verified
 from referrals.queueing import Claimed, Outcome
 from referrals.relay_health import RelayFault, RelayLink, RelayState
 from referrals.relay_log import RelayLog

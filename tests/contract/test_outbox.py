@@ -29,8 +29,9 @@ from referrals.audit import FIRST, new_entry, verify
 from referrals.delivery import DeliveryStatus, Reply, RetryPolicy, Submission
 from referrals.directory import Directory
 from referrals.errors import LeaseLost, NotInOutbox, NotPossibleNow, OutboxUnusable
-from referrals.outboxes import sqlite_account, sqlite_file
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.sqlite import account
+from referrals.outboxes.sqlite import file as sqlite_file
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.queueing import Claimed, Held, NotYet, Outcome, Queued
 from referrals.samples import sample_case
 from referrals.service import Service
@@ -1550,8 +1551,8 @@ def filled_version_1(file: Path) -> None:
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode = WAL")
         db.executescript(script.read_text(encoding="utf-8"))
-        at, later = sqlite_account.micros(NOW), sqlite_account.micros(NOW + MINUTE)
-        leased = sqlite_account.micros(NOW + LEASE)
+        at, later = account.micros(NOW), account.micros(NOW + MINUTE)
+        leased = account.micros(NOW + LEASE)
         statuses: list[tuple[str, int | None, int | None, str | None]] = [
             ("queued", at, None, None), ("sending", None, leased, "dead"),
             ("delayed", later, None, None), ("relayed", None, None, None),

@@ -23,11 +23,12 @@ from referrals.audit import verify
 from referrals.delivery import DeliveryStatus, RetryPolicy
 from referrals.errors import LeaseLost, NotInOutbox, NotPossibleNow, OutboxUnusable
 from referrals.holding import Reason, Rerouting
-from referrals.outboxes import postgres_link, postgres_steps
-from referrals.outboxes.postgres import PostgresOutbox
-from referrals.outboxes.postgres_link import Database
-from referrals.outboxes.postgres_steps import Step, migrate
-from referrals.outboxes.postgres_verified import PostgresVerified
+from referrals.outboxes.postgres import connections
+from referrals.outboxes.postgres import steps as postgres_steps
+from referrals.outboxes.postgres.connections import Database
+from referrals.outboxes.postgres.outbox import PostgresOutbox
+from referrals.outboxes.postgres.steps import Step, migrate
+from referrals.outboxes.postgres.verified import PostgresVerified
 from referrals.queueing import Claimed
 from referrals.relay_health import RelayFault
 from referrals.verification import Verification
@@ -503,7 +504,7 @@ def test_addresses_are_read_by_every_process_and_nothing_is_known_where_none_can
     assert verified.read() == ()
     asked: list[Database] = []
 
-    def connect(database: Database) -> postgres_link.Connection:
+    def connect(database: Database) -> connections.Connection:
         asked.append(database)
         raise psycopg.OperationalError("connection refused")
 
@@ -540,7 +541,7 @@ def with_roles() -> Iterator[tuple[Server, str]]:
     with server().connected(name) as db:
         db.execute(after)
     yield server(), name
-    postgres_link.close_idle()
+    connections.close_idle()
 
 
 def as_role(with_roles: tuple[Server, str], role: str) -> PostgresOutbox:

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from referrals.delivery import RetryPolicy
 from referrals.errors import RelayRefused, TransientDeliveryError
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.settings import Security
 from referrals.worker import Report
 from tests.chaos import ChaosRelay

@@ -14,8 +14,8 @@ from referrals.audit import verify
 from referrals.delivery import DeliveryStatus, Reply, RetryPolicy
 from referrals.errors import NotPossibleNow, OutboxRestored, OutboxUnusable
 from referrals.holding import Reason
-from referrals.outboxes.postgres import PostgresOutbox
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.postgres.outbox import PostgresOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.queueing import Claimed, Outcome
 from referrals.relay_log import RelayLog
 from referrals.restored import Settled, Verdict, evidence_of, settle

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from referrals.errors import RelayRefused, TransientDeliveryError
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from tests.conftest import NOW
 from tests.office import Office
 from tests.queued import submission, submissions

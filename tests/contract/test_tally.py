@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from referrals.outboxes import postgres_steps
+from referrals.outboxes.postgres import steps as postgres_steps
 from tests.conftest import NOW, TODAY
 from tests.contract.test_outbox import DELAYED, RELAYED, UNCERTAIN, claimed, record
 from tests.postgres import ClockedOutbox, server

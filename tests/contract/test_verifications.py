@@ -16,8 +16,8 @@ from referrals.audit import verify
 from referrals.bootstrap import LiveService, build_service
 from referrals.directory import Directory
 from referrals.errors import NoAddress, NotPossibleNow
-from referrals.outboxes.sqlite import SqliteOutbox
-from referrals.outboxes.verified import Verified, read_verified
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
+from referrals.outboxes.sqlite.verified import Verified, read_verified
 from referrals.settings import Settings
 from referrals.verification import Verification, with_verifications
 from tests.conftest import NOW, TODAY

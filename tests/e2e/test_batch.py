@@ -23,7 +23,7 @@ import pytest
 
 from referrals.case_files import flatten
 from referrals.directory import Directory
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.samples import sample_case
 from referrals.sink import Sink
 from tests.conftest import ROOT, TODAY
@@ -418,7 +418,7 @@ def test_many_rows_are_queued_and_arrive_once_each(
 KILLED = """
 import os, signal, sys
 from referrals.cli import main
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 queue, calls = SqliteOutbox.queue_soon, []
 def killed(self, *arguments):
     calls.append(1)

@@ -29,8 +29,8 @@ from referrals.bootstrap import now
 from referrals.cli import cli
 from referrals.delivery import DeliveryStatus
 from referrals.health_server import answering
-from referrals.outboxes import postgres_link
-from referrals.outboxes.postgres import PostgresOutbox
+from referrals.outboxes.postgres import connections
+from referrals.outboxes.postgres.outbox import PostgresOutbox
 from referrals.settings_sources import PREFIX, setting_keys, variable_of
 from referrals.sink import Sink
 from referrals.vitals import Vitals
@@ -401,7 +401,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         made.psql("rights.sh")
         yield made
     finally:
-        postgres_link.close_idle()
+        connections.close_idle()
         server.remove()
 
 
@@ -540,7 +540,7 @@ def test_a_worker_as_its_unit_starts_it(place: Place) -> None:
             assert worker.ask("/metrics", Forwarded="for=192.0.2.7")[0] == 404
             assert worker.ask("/anything")[0] == 404
 
-            postgres_link.close_idle()
+            connections.close_idle()
             place.server.stop()
             text = worker.until("/health/ready", lambda code, _: code == 503)
             assert json.loads(text)["ready"] is False

@@ -21,7 +21,7 @@ import pytest
 from referrals.case_files import flatten
 from referrals.directory import Directory
 from referrals.errors import OutboxUnusable
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.samples import sample_case
 from referrals.sink import Sink
 from tests.account import Wanted, check

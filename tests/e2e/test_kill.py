@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from referrals.audit import verify
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.settings import RelaySettings, Security
 from referrals.transports.smtp import SmtpTransport
 from referrals.worker import DeliveryOptions, Worker

@@ -20,7 +20,7 @@ from referrals.case_files import flatten
 from referrals.delivery import DeliveryStatus, Submission
 from referrals.directory import Directory
 from referrals.errors import TransientDeliveryError
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.relay_log import RelayLog
 from referrals.samples import sample_case
 from referrals.settings import Security

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from referrals.bootstrap import now, open_outbox
-from referrals.outboxes import postgres_link
+from referrals.outboxes.postgres import connections
 from referrals.settings import Settings
 from referrals.settings_sources import read_settings
 from referrals.sink import Sink
@@ -32,7 +32,7 @@ def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     name = server().emptied()
     monkeypatch.setenv("REFERRALS_DATABASE", server().url(name))
     yield name
-    postgres_link.close_idle()
+    connections.close_idle()
 
 
 def test_a_referral_from_the_tables_to_the_answer(
@@ -70,7 +70,7 @@ def test_a_referral_from_the_tables_to_the_answer(
     chain = referrals("audit", "verify", "--json").json
     assert (chain["ok"], chain["entries"]) == (True, 5)
     assert not (home / "outbox" / "outbox.sqlite3").exists()
-    postgres_link.close_idle()
+    connections.close_idle()
 
 
 def test_a_batch_is_queued_and_delivered(

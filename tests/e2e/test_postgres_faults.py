@@ -24,8 +24,9 @@ import pytest
 from referrals.audit import verify
 from referrals.delivery import DeliveryStatus, RetryPolicy, Submission
 from referrals.errors import OutboxUnusable
-from referrals.outboxes import postgres_database, postgres_jobs, postgres_link
-from referrals.outboxes.postgres import PostgresOutbox
+from referrals.outboxes.postgres import connections, jobs
+from referrals.outboxes.postgres import database as postgres_database
+from referrals.outboxes.postgres.outbox import PostgresOutbox
 from referrals.queueing import Claimed, Outcome
 from tests.account import check, wanted
 from tests.chaos import ChaosRelay
@@ -47,7 +48,7 @@ def frail() -> Iterator[Server]:
     """A server that is harmed."""
     made = Server.make(max_connections="24")
     yield made
-    postgres_link.close_idle()
+    connections.close_idle()
     made.remove()
 
 
@@ -246,7 +247,7 @@ def test_a_commit_whose_answer_is_lost_is_asked_after(
         return execute(self, query, *more, **named)
 
     monkeypatch.setattr(psycopg.Connection, "execute", broken)
-    postgres_link.close_idle()
+    connections.close_idle()
     with opened(name) as outbox:
         assert [one.new for one in outbox.queue(submissions(3), now())] == [True, True, True]
         mine = claimed(outbox)
@@ -261,7 +262,7 @@ def test_a_commit_whose_answer_is_lost_is_asked_after(
         assert [one.attempts for one in outbox.held()] == [0, 1, 1]
         assert list(verify(outbox.audit())) == []
         assert lost >= 6
-    postgres_link.close_idle()
+    connections.close_idle()
 
 
 def test_a_commit_that_nobody_can_ask_after_is_said_to_be_open(
@@ -293,15 +294,15 @@ def test_a_commit_that_nobody_can_ask_after_is_said_to_be_open(
 def test_a_process_stopped_in_mid_transaction_keeps_nobody_out_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(postgres_link, "_STOPPED_S", 0.5)
-    postgres_link.close_idle()
+    monkeypatch.setattr(connections, "_STOPPED_S", 0.5)
+    connections.close_idle()
     name = server().emptied()
     started, goes_on = threading.Event(), threading.Event()
     tries = 0
 
     with opened(name) as stopped, opened(name) as other:
 
-        def hold(db: postgres_link.Connection) -> int:
+        def hold(db: connections.Connection) -> int:
             nonlocal tries
             tries += 1
             db.execute("SELECT 1 FROM chain FOR UPDATE")
@@ -317,7 +318,7 @@ def test_a_process_stopped_in_mid_transaction_keeps_nobody_out_for_long(
         assert asked.result(10) == 2, "it was run anew, and kept"
         assert [entry.action for entry in other.audit()] == ["queued", "held"]
         assert list(verify(other.audit())) == []
-    postgres_link.close_idle()
+    connections.close_idle()
 
 
 def test_a_worker_that_is_silent_is_taken_for_dead_and_told_so_later(
@@ -361,8 +362,8 @@ def test_a_clock_that_is_ahead_takes_nothing_from_the_living() -> None:
 
 
 def test_a_heart_beats_while_its_outbox_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_jobs, "BEAT_S", 0.02)
-    monkeypatch.setattr(postgres_jobs, "SILENT_S", 1.5)
+    monkeypatch.setattr(jobs, "BEAT_S", 0.02)
+    monkeypatch.setattr(jobs, "SILENT_S", 1.5)
     name = server().emptied()
     with opened(name) as other:
         with opened(name) as outbox:
@@ -407,7 +408,7 @@ def test_a_stopped_worker_is_replaced_and_what_it_says_later_is_heard(tmp_path: 
 
 def test_a_server_without_a_free_connection_is_said_so_and_waited_for(frail: Server) -> None:
     name = frail.new_database()
-    postgres_link.close_idle()
+    connections.close_idle()
     with opened(name, frail) as working:
         working.queue(submissions(1), now())
         # As the page's role, which may not have those kept for superusers.

@@ -19,10 +19,10 @@ import pytest
 
 from referrals.audit import verify
 from referrals.errors import OutboxUnusable
-from referrals.outboxes import postgres_link
-from referrals.outboxes.postgres import PostgresOutbox
-from referrals.outboxes.postgres_steps import migrate
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.postgres import connections
+from referrals.outboxes.postgres.outbox import PostgresOutbox
+from referrals.outboxes.postgres.steps import migrate
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.sink import Arrived, Sink
 from tests.conftest import ROOT
 from tests.e2e.conftest import Beside, Command, Done, RelayEnv, process
@@ -131,7 +131,7 @@ class Place:
         return str(folder)
 
     def remove(self) -> None:
-        postgres_link.close_idle()
+        connections.close_idle()
         for running in self.running:
             running.kill()
             running.communicate(timeout=20)
@@ -199,7 +199,7 @@ def test_a_dump_restored_into_an_empty_server(tmp_path: Path, home: Path, place:
             until(lambda: len(relay.arrived) > 60)
         before = arrived(relay)  # the block killed the workers
         assert 60 < len(before) < 101
-        postgres_link.close_idle()
+        connections.close_idle()
 
         old.stop("immediate")
         shutil.rmtree(old.folder)
@@ -284,7 +284,7 @@ def test_continuous_archiving_loses_nothing_that_was_queued(
         before = arrived(relay)
         archive.terminate()
         archive.wait(20)
-        postgres_link.close_idle()
+        connections.close_idle()
         shutil.rmtree(old.folder)
 
         new = place.nowhere()

@@ -20,8 +20,8 @@ from referrals import worker as worker_module
 from referrals.cli.faults import exit_code
 from referrals.cli.worker import _Working
 from referrals.errors import OutboxUnusable
-from referrals.outboxes import postgres_link
-from referrals.outboxes.postgres import PostgresOutbox
+from referrals.outboxes.postgres import connections
+from referrals.outboxes.postgres.outbox import PostgresOutbox
 from referrals.settings import RelaySettings, Security, Settings
 from referrals.web.site import Role
 from referrals.web.store import Store
@@ -41,7 +41,7 @@ def frail() -> Iterator[Server]:
     """A server that is harmed."""
     made = Server.make()
     yield made
-    postgres_link.close_idle()
+    connections.close_idle()
     made.remove()
 
 
@@ -183,7 +183,7 @@ def test_a_worker_that_is_stopped_still_records_what_the_relay_took(
         with PostgresOutbox.open(frail.database(worker.database), "page") as outbox:
             outbox.queue(submissions(2), datetime.now(UTC))
             worker.until(lambda: outbox.counts() == {"sending": 2})
-        postgres_link.close_idle()
+        connections.close_idle()
         with away(frail, "crashed"):
             worker.stop()
             worker.until(lambda: len(relay.taken) == 2)
@@ -192,7 +192,7 @@ def test_a_worker_that_is_stopped_still_records_what_the_relay_took(
         with PostgresOutbox.open(frail.database(worker.database), "page") as outbox:
             assert outbox.counts() == {"relayed": 2}
             assert not any(one.maybe_doubled for one in outbox.held())
-        postgres_link.close_idle()
+        connections.close_idle()
 
 
 def test_a_stop_after_which_an_outcome_is_unrecorded_is_no_success(
@@ -225,7 +225,7 @@ def test_a_stop_after_which_an_outcome_is_unrecorded_is_no_success(
 
     run(scenario(), limit_s=60)
     assert exit_code(OutboxUnusable("x")) == 6
-    postgres_link.close_idle()
+    connections.close_idle()
 
 
 @pytest.mark.parametrize(("how", "signals"), [("crashed", 1), ("asleep", 2)])

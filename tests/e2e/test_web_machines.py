@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from referrals.bootstrap import build_service, open_outbox
-from referrals.outboxes import postgres_link
+from referrals.outboxes.postgres import connections
 from referrals.samples import sample_case
 from referrals.settings import Settings
 from referrals.sink import Sink
@@ -38,7 +38,7 @@ _KILLED_AFTER = 5
 def settings() -> Iterator[Settings]:
     url = SecretStr(server().url(server().emptied()))
     yield Settings(database=url)
-    postgres_link.close_idle()
+    connections.close_idle()
 
 
 def env_of(settings: Settings, login: str, **more: str) -> dict[str, str]:
@@ -110,7 +110,7 @@ def lapses(browser: httpx2.Client, settings: Settings) -> None:
     form = {**walker.fill(path), "incidents.1.what": "typed before it lapsed"}
     form.pop("action", None)
     assert settings.database is not None
-    with postgres_link.Database.of(settings.database.get_secret_value()).reader() as db:
+    with connections.Database.of(settings.database.get_secret_value()).reader() as db:
         db.execute("UPDATE page.session SET seen_at = seen_at - 1860, began_at = began_at - 1860")
 
     answer = browser.post(path, data=form)
@@ -187,7 +187,7 @@ def test_with_a_proxy_that_says_who_it_is(settings: Settings, tmp_path: Path) ->
 def frail() -> Iterator[Server]:
     made = Server.make()
     yield made
-    postgres_link.close_idle()
+    connections.close_idle()
     made.remove()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from referrals.audit import verify
 from referrals.errors import DraftUnwritable
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.reference import referral_reference
 from referrals.retention import delete, files_of, old_drafts
 from tests.conftest import NOW
@@ -112,7 +112,7 @@ def test_a_purge_in_portions_forgets_all_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than fits one transaction, with others between that are kept."""
-    monkeypatch.setattr("referrals.outboxes.sqlite_retention._PORTION", 3)
+    monkeypatch.setattr("referrals.outboxes.sqlite.retention._PORTION", 3)
     with SqliteOutbox.open(tmp_path / "outbox.sqlite3", "me") as outbox:
         outbox.queue(submissions(20), NOW)
         gone = [f"R-{number}" for number in range(1, 20, 2)]

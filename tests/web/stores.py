@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from referrals.outboxes.postgres_link import Connection
+from referrals.outboxes.postgres.connections import Connection
 from referrals.settings import Settings, WebSettings
 from referrals.web.store import Store
 from referrals.web.store_file import StoreFile

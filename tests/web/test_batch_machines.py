@@ -16,7 +16,7 @@ import pytest
 from referrals.bootstrap import open_outbox
 from referrals.case_files import flatten
 from referrals.errors import OutboxUnusable
-from referrals.outboxes import postgres_link
+from referrals.outboxes.postgres import connections
 from referrals.samples import sample_case
 from referrals.settings import RelaySettings, Security, Settings
 from referrals.web import batch_folder
@@ -55,7 +55,7 @@ def sites(tmp_path: Path) -> Iterator[tuple[Site, Site]]:
     yield made
     for one in made:
         one.close()
-    postgres_link.close_idle()
+    connections.close_idle()
 
 
 @pytest.fixture

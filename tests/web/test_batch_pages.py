@@ -27,7 +27,7 @@ from starlette.testclient import TestClient
 
 from referrals.case_files import flatten
 from referrals.directory import Directory
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.samples import sample_case
 from referrals.settings import RelaySettings, Security, Settings, WebSettings
 from referrals.sink import Sink

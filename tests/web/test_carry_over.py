@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from referrals.outboxes import postgres_link
+from referrals.outboxes.postgres import connections
 from referrals.settings import Settings
 from referrals.web.accounts import Accounts
 from referrals.web.site import Role
@@ -33,7 +33,7 @@ def old(tmp_path: Path) -> Settings:
 def _in_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("REFERRALS_DATABASE", server().url(server().emptied()))
     yield
-    postgres_link.close_idle()
+    connections.close_idle()
 
 
 @pytest.mark.usefixtures("_in_database")

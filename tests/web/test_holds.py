@@ -22,7 +22,7 @@ from referrals.case_files import flatten
 from referrals.delivery import DeliveryStatus, Reply
 from referrals.errors import TransientDeliveryError
 from referrals.holding import Reason
-from referrals.outboxes.sqlite import SqliteOutbox
+from referrals.outboxes.sqlite.outbox import SqliteOutbox
 from referrals.ports import Outbox
 from referrals.queueing import Outcome
 from referrals.relay_health import RelayFault

@@ -17,7 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from referrals.errors import OutboxUnusable
-from referrals.outboxes import postgres_link
+from referrals.outboxes.postgres import connections as postgres_connections
 from referrals.settings import Settings
 from referrals.web.accounts import AccountError, Accounts
 from referrals.web.site import Role
@@ -44,7 +44,7 @@ def store(settings: Settings) -> Iterator[Store]:
     opened = open_store(settings)
     yield opened
     opened.close()
-    postgres_link.close_idle()
+    postgres_connections.close_idle()
 
 
 @pytest.fixture
@@ -428,7 +428,7 @@ def test_clocks_of_machines_may_differ_by_a_minute(store: Store) -> None:
 def in_postgres(tmp_path: Path) -> Iterator[Store]:
     opened = open_store(settings_of("postgres", tmp_path))
     yield opened
-    postgres_link.close_idle()
+    postgres_connections.close_idle()
 
 
 def _cut(name: str) -> None:
@@ -482,7 +482,7 @@ def test_a_database_without_tables_says_what_to_run(tmp_path: Path) -> None:
     url = SecretStr(server().url(server().empty_database()))
     with pytest.raises(OutboxUnusable, match="referrals migrate"):
         open_store(Settings(outbox=tmp_path / "outbox", database=url))
-    postgres_link.close_idle()
+    postgres_connections.close_idle()
 
 
 # The file alone

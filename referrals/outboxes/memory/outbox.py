@@ -20,10 +20,10 @@ from referrals.delivery import (
     next_attempt,
 )
 from referrals.errors import LeaseLost, NotInOutbox, NotPossibleNow
-from referrals.outboxes.memory_holds import MemoryHolds
-from referrals.outboxes.memory_links import MemoryLinks
-from referrals.outboxes.memory_origin import MemoryOrigin
-from referrals.outboxes.memory_state import GIVEN_UP, Message, State
+from referrals.outboxes.memory.holds import MemoryHolds
+from referrals.outboxes.memory.links import MemoryLinks
+from referrals.outboxes.memory.origin import MemoryOrigin
+from referrals.outboxes.memory.state import GIVEN_UP, Message, State
 from referrals.queueing import (
     ANSWERABLE,
     CANCELLABLE,

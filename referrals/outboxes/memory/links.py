@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from referrals.outboxes.memory_state import MemoryPlace, State
+from referrals.outboxes.memory.state import MemoryPlace, State
 from referrals.relay_health import (
     RelayFault,
     RelayLink,

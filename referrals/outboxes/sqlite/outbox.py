@@ -1,4 +1,4 @@
-"""The embedded outbox: SQLite statements that queue, claim and record, over `sqlite_file`."""
+"""The embedded outbox: SQLite statements that queue, claim and record, over `file`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from referrals.delivery import (
     next_attempt,
 )
 from referrals.errors import LeaseLost
-from referrals.outboxes.sqlite_account import MICROSECOND, micros, moment
-from referrals.outboxes.sqlite_file import nothing
-from referrals.outboxes.sqlite_links import SqliteLinks
+from referrals.outboxes.sqlite.account import MICROSECOND, micros, moment
+from referrals.outboxes.sqlite.file import nothing
+from referrals.outboxes.sqlite.links import SqliteLinks
 from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided, storable
 
 _Row = tuple[Any, ...]

@@ -11,7 +11,7 @@ from typing import Any
 from referrals.audit import Entry
 from referrals.delivery import DeliveryStatus
 from referrals.errors import OutboxUnusable
-from referrals.outboxes.sqlite_account import SqliteAccount, held_of, micros, moment
+from referrals.outboxes.sqlite.account import SqliteAccount, held_of, micros, moment
 from referrals.queueing import Held, still_waiting
 
 _PORTION = 500

@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from referrals.outboxes import postgres_jobs as jobs
-from referrals.outboxes.postgres_database import nothing
-from referrals.outboxes.postgres_link import Connection
-from referrals.outboxes.postgres_origin import PostgresOrigin
+from referrals.outboxes.postgres import jobs
+from referrals.outboxes.postgres.connections import Connection
+from referrals.outboxes.postgres.database import nothing
+from referrals.outboxes.postgres.origin import PostgresOrigin
 from referrals.relay_health import (
     RelayFault,
     RelayLink,

@@ -17,7 +17,7 @@ import psycopg
 from procrastinate.schema import SchemaManager
 
 from referrals.errors import OutboxUnusable
-from referrals.outboxes.postgres_link import Connection, Database, translated
+from referrals.outboxes.postgres.connections import Connection, Database, translated
 
 _LOCK = 7_261_001
 """Of PostgreSQL's advisory locks, the one that whoever makes a step holds."""
@@ -45,7 +45,7 @@ def _waits(name: str) -> bool:
 def steps() -> list[Step]:
     """Procrastinate's first: ours build upon them."""
     return [*_of("procrastinate.sql.migrations", "procrastinate"),
-            *_of("referrals.outboxes", "referrals", "postgres_schema")]  # fmt: skip
+            *_of("referrals.outboxes.postgres", "referrals", "schema")]  # fmt: skip
 
 
 def _of(package: str, schema: str, folder: str = "") -> Iterator[Step]:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from psycopg.rows import dict_row
 
 from referrals.delivery import DeliveryStatus
-from referrals.outboxes import postgres_jobs as jobs
-from referrals.outboxes.postgres_account import held_of
-from referrals.outboxes.postgres_database import Row
-from referrals.outboxes.postgres_link import Connection, is_text, one
-from referrals.outboxes.postgres_retention import PostgresRetention
+from referrals.outboxes.postgres import jobs
+from referrals.outboxes.postgres.account import held_of
+from referrals.outboxes.postgres.connections import Connection, is_text, one
+from referrals.outboxes.postgres.database import Row
+from referrals.outboxes.postgres.retention import PostgresRetention
 from referrals.queueing import LIVE, Held, Queued
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class PostgresHolds(PostgresRetention):
     @staticmethod
     def _keep(db: Connection, agency: str) -> int:
         """Take their jobs from some that wait for an agency. Returns how many there were."""
-        # Jobs first, as whoever claims locks them; in steps, since for the two joined the server has
-        # a very bad plan where its statistics are of a time when nothing waited.
+        # Jobs first, as whoever claims locks them; in steps, since for the two joined the server
+        # has a very bad plan where its statistics are of a time when nothing waited.
         waiting = db.execute(_WITH_A_JOB, (agency, _PORTION)).fetchall()
         gone = jobs.forget_waiting(db, [job for (job,) in waiting])
         db.execute(

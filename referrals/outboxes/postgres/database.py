@@ -1,7 +1,7 @@
 """Transactions in PostgreSQL, several jobs in each.
 
 Whatever was asked for while a transaction committed goes into the next one together, as in
-`sqlite_file`: sixteen lanes that each record an outcome and claim a message cost one commit, and
+`sqlite.file`: sixteen lanes that each record an outcome and claim a message cost one commit, and
 one turn at the end of the audit, and each still waits for its own.
 
 A connection that breaks before the commit costs a moment: what was asked is run anew. One that
@@ -27,8 +27,8 @@ from psycopg.rows import dict_row
 
 from referrals.audit import new_entry
 from referrals.errors import OutboxUnusable
-from referrals.outboxes import postgres_steps
-from referrals.outboxes.postgres_link import (
+from referrals.outboxes.postgres import steps
+from referrals.outboxes.postgres.connections import (
     Connection,
     Database,
     is_of_the_job,
@@ -113,7 +113,7 @@ class PostgresDatabase:
             OutboxUnusable: it can't be reached, or its tables are of another version.
         """
         with database.reader() as connection:
-            postgres_steps.check(connection, database)
+            steps.check(connection, database)
         return cls(database, actor, patience_s)
 
     @property
@@ -275,7 +275,7 @@ class PostgresDatabase:
                     first = connection is None
                     connection = self._connection = self.database.take()
                     if not first:
-                        postgres_steps.check(connection, self.database)
+                        steps.check(connection, self.database)
                 connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
                 return connection
             except psycopg.Error as error:

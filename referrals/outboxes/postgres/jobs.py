@@ -14,7 +14,7 @@ from procrastinate.sql import queries
 from procrastinate.types import JobToDefer
 from psycopg.types.json import Jsonb
 
-from referrals.outboxes.postgres_link import Connection, one
+from referrals.outboxes.postgres.connections import Connection, one
 
 QUEUE = "referrals"
 TASK = "referrals.deliver"

@@ -521,7 +521,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     version = _version(connection, path)
     scripts = [f"migrate_{to}.sql" for to in range(version + 1, VERSION + 1)]
     for script in scripts if version else ["schema.sql"]:
-        text = files("referrals.outboxes").joinpath(script).read_text(encoding="utf-8")
+        text = files("referrals.outboxes.sqlite").joinpath(script).read_text(encoding="utf-8")
         for statement in _statements(text):
             connection.execute(statement)
     connection.execute(f"PRAGMA user_version = {VERSION}")

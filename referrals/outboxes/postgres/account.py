@@ -10,9 +10,9 @@ from psycopg.rows import dict_row
 from referrals.audit import Entry
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox, NotPossibleNow
-from referrals.outboxes import postgres_jobs as jobs
-from referrals.outboxes.postgres_database import PostgresDatabase, Row
-from referrals.outboxes.postgres_link import Connection, is_text, one
+from referrals.outboxes.postgres import jobs
+from referrals.outboxes.postgres.connections import Connection, is_text, one
+from referrals.outboxes.postgres.database import PostgresDatabase, Row
 from referrals.queueing import ANSWERABLE, CANCELLABLE, RETRIABLE, Attempt, Held, decidable
 
 _NOT_RELAYED = [

@@ -6,14 +6,14 @@ import sqlite3
 from datetime import date, datetime
 from typing import TYPE_CHECKING
 
-from referrals.outboxes.sqlite_retention import SqliteRetention
+from referrals.outboxes.sqlite.retention import SqliteRetention
 
 if TYPE_CHECKING:
     from referrals.verification import Verification
 
 
 class SqliteVerifications(SqliteRetention):
-    """`outboxes.verified` reads what this writes."""
+    """`verified` reads what this writes."""
 
     def verify(self, one: Verification, now: datetime) -> None:
         """Record it, in place of what was recorded of that agency and address before."""

@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from referrals.delivery import DeliveryStatus
-from referrals.outboxes.sqlite_account import held_of, micros, moment
-from referrals.outboxes.sqlite_verifications import SqliteVerifications
+from referrals.outboxes.sqlite.account import held_of, micros, moment
+from referrals.outboxes.sqlite.verifications import SqliteVerifications
 from referrals.queueing import LIVE, Held, Queued
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from referrals.audit import Entry
 from referrals.delivery import DeliveryStatus
-from referrals.outboxes.postgres_account import PostgresAccount, held_of
-from referrals.outboxes.postgres_link import Connection, is_text, one
+from referrals.outboxes.postgres.account import PostgresAccount, held_of
+from referrals.outboxes.postgres.connections import Connection, is_text, one
 from referrals.queueing import Held, still_waiting
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from referrals.holding import (
     not_held,
     still_elsewhere,
 )
-from referrals.outboxes.memory_state import MemoryPlace, Message, State
+from referrals.outboxes.memory.state import MemoryPlace, Message, State
 
 if TYPE_CHECKING:
     from referrals.delivery import Submission

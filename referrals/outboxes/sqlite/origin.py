@@ -17,9 +17,9 @@ from typing import Any
 
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotPossibleNow, OutboxUnusable
-from referrals.outboxes.sqlite_account import micros, moment, moment_if
-from referrals.outboxes.sqlite_file import sync_folder
-from referrals.outboxes.sqlite_holds import SqliteHolds
+from referrals.outboxes.sqlite.account import micros, moment, moment_if
+from referrals.outboxes.sqlite.file import sync_folder
+from referrals.outboxes.sqlite.holds import SqliteHolds
 from referrals.relay_log import reference_of
 from referrals.restored import (
     HELD_WORDS,

@@ -12,7 +12,7 @@ from typing import Any
 from referrals.audit import FIRST, Entry, new_entry
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox, NotPossibleNow
-from referrals.outboxes.sqlite_file import SqliteFile
+from referrals.outboxes.sqlite.file import SqliteFile
 from referrals.queueing import ANSWERABLE, CANCELLABLE, RETRIABLE, Attempt, Held, decidable
 
 MICROSECOND = timedelta(microseconds=1)

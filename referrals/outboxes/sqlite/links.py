@@ -7,9 +7,9 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from referrals.outboxes.sqlite_account import micros, moment, moment_if
-from referrals.outboxes.sqlite_file import nothing
-from referrals.outboxes.sqlite_origin import SqliteOrigin
+from referrals.outboxes.sqlite.account import micros, moment, moment_if
+from referrals.outboxes.sqlite.file import nothing
+from referrals.outboxes.sqlite.origin import SqliteOrigin
 from referrals.relay_health import (
     RelayFault,
     RelayLink,

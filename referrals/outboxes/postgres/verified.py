@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from referrals.errors import OutboxUnusable
-from referrals.outboxes.postgres_link import Connection, Database, translated
+from referrals.outboxes.postgres.connections import Connection, Database, translated
 from referrals.verification import Verification
 
 _CONNECT_S = 3

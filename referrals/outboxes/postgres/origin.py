@@ -15,10 +15,10 @@ from psycopg.rows import dict_row
 
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotPossibleNow
-from referrals.outboxes import postgres_jobs as jobs
-from referrals.outboxes.postgres_database import Row
-from referrals.outboxes.postgres_holds import PostgresHolds
-from referrals.outboxes.postgres_link import Connection, one
+from referrals.outboxes.postgres import jobs
+from referrals.outboxes.postgres.connections import Connection, one
+from referrals.outboxes.postgres.database import Row
+from referrals.outboxes.postgres.holds import PostgresHolds
 from referrals.relay_log import reference_of
 from referrals.restored import (
     HELD_WORDS,

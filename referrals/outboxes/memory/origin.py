@@ -9,7 +9,7 @@ from typing import Any
 
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotPossibleNow
-from referrals.outboxes.memory_state import GIVEN_UP, MemoryPlace, Message, State
+from referrals.outboxes.memory.state import GIVEN_UP, MemoryPlace, Message, State
 from referrals.queueing import Attempt
 from referrals.relay_log import reference_of
 from referrals.restored import (

@@ -29,10 +29,10 @@ from referrals.delivery import (
     next_attempt,
 )
 from referrals.errors import LeaseLost
-from referrals.outboxes import postgres_jobs as jobs
-from referrals.outboxes.postgres_database import nothing
-from referrals.outboxes.postgres_link import Connection, is_text, one
-from referrals.outboxes.postgres_links import PostgresLinks, is_of_this_run
+from referrals.outboxes.postgres import jobs
+from referrals.outboxes.postgres.connections import Connection, is_text, one
+from referrals.outboxes.postgres.database import nothing
+from referrals.outboxes.postgres.links import PostgresLinks, is_of_this_run
 from referrals.queueing import Claimed, NotYet, Outcome, Queued, decided, storable
 
 _LISTEN_S = 0.5

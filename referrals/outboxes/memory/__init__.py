@@ -1,0 +1,1 @@
+"""The outbox that leaves nothing on a disk."""

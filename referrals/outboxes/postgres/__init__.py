@@ -1,0 +1,1 @@
+"""The outbox in a database that several machines share."""
