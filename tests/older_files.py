@@ -16,6 +16,6 @@ def make_older(file: Path, version: int) -> None:
         db.execute("PRAGMA journal_mode = WAL")
         db.executescript(_FIRST.read_text(encoding="utf-8"))
         for step in range(2, version + 1):
-            script = files("referrals.outboxes").joinpath(f"migrate_{step}.sql")
+            script = files("referrals.outboxes.sqlite").joinpath(f"migrate_{step}.sql")
             db.executescript(script.read_text(encoding="utf-8"))
         db.execute(f"PRAGMA user_version = {version}")
