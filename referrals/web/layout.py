@@ -12,6 +12,7 @@ from jinja2 import (
     PrefixLoader,
     Undefined,
 )
+from markupsafe import Markup
 
 from referrals import __version__
 from referrals.texts import day_words
@@ -51,9 +52,18 @@ def environment() -> Environment:
     made.globals["version"] = __version__
     made.filters["day"] = day_words
     made.filters["moment"] = moment
+    made.filters["commands"] = commands
     return made
 
 
 def moment(value: datetime) -> str:
     """`24 November 2026, 12:00`, by the clock of the region's time zone if it was put in it."""
     return f"{day_words(value.date())}, {value:%H:%M}"
+
+
+def commands(words: str) -> Markup:
+    """What stands between backticks is for a terminal, and looks so."""
+    told = Markup()
+    for number, part in enumerate(words.split("`")):
+        told += Markup("<code>{}</code>").format(part) if number % 2 else part
+    return told

@@ -616,7 +616,7 @@ def test_a_restored_copy_is_told_and_nothing_besides(settings: Settings, visitor
         text = said(visitor.get(path))
         assert "This outbox is a restored copy, so nothing is submitted now." in text
         assert "It knows nothing after 24 November 2026, 12:00" in text
-        assert "`referrals outbox restored`" in text
+        assert "An administrator runs referrals outbox restored on the server" in text
         assert "/a/path/of/ours" not in text
 
 

@@ -264,7 +264,7 @@ def test_where_another_process_delivers_that_is_said(filled: Filled) -> None:
         update={"relay": relay, "web": WebSettings(deliver=False)}
     )
     with visiting(settings) as one:
-        assert "`referrals deliver` does" in said(one.get("/outbox"))
+        assert "<code>referrals deliver</code> does" in one.get("/outbox").text
 
 
 def test_a_relay_that_refuses_is_told_on_the_page_and_pages_go_on(tmp_path: Path) -> None:
