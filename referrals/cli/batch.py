@@ -30,7 +30,7 @@ from referrals.errors import (
     DraftUnwritable,
     ReferralsError,
 )
-from referrals.telling import described, hold_json, problem_json
+from referrals.telling import described, problem_json
 
 if TYPE_CHECKING:
     from referrals.batch import Made, Make, RowError, Survey
@@ -444,7 +444,7 @@ def _queue(job: _Job, made: Made, outbox: Outbox) -> _Queued:
 def _send(job: _Job, made: Made, relay: RelaySettings, result: dict[str, Any]) -> int:
     """Queue them in groups, all of them before the first is submitted; then what is due."""
     from referrals.bootstrap import open_outbox
-    from referrals.cli.hold import tell_holds, waiting_by_hold
+    from referrals.cli.hold import holds_json, tell_holds, waiting_by_hold
     from referrals.cli.keeping import purge_if_due
     from referrals.cli.queue import code_of, deliver_with
     from referrals.cli.relay import kept
@@ -480,7 +480,7 @@ def _send(job: _Job, made: Made, relay: RelaySettings, result: dict[str, Any]) -
         "status": "queued and delivered",
         "outcomes": {str(status): count for status, count in delivered.outcomes.items()},
         "relay_fault": described(fault) if fault else None,
-        "holds": [{**hold_json(hold), "waiting": number} for hold, number in holds],
+        "holds": holds_json(holds),
     }
     if not as_json:
         tell_holds(holds)

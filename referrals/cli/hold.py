@@ -95,7 +95,7 @@ def _list(settings: Settings, as_json: bool) -> None:
         with bootstrap.open_outbox(settings) as outbox:
             told = waiting_by_hold(outbox)
     if as_json:
-        print_json([{**hold_json(hold), "waiting": waiting} for hold, waiting in told])
+        print_json(holds_json(told))
         return
     tell_holds(told)
     if not told:
@@ -313,6 +313,10 @@ def kept_words(hold: Hold) -> str:
 def waiting_by_hold(outbox: Holds) -> list[tuple[Hold, int]]:
     """Each hold, and how many messages it keeps."""
     return [(hold, _waiting(outbox, hold.agency)) for hold in outbox.holds()]
+
+
+def holds_json(holds: Iterable[tuple[Hold, int]]) -> list[dict[str, Any]]:
+    return [{**hold_json(hold), "waiting": waiting} for hold, waiting in holds]
 
 
 def tell_holds(holds: Iterable[tuple[Hold, int]]) -> None:

@@ -26,6 +26,7 @@ from referrals.cli.held import (
 )
 from referrals.cli.hold import (
     holds_by_agency,
+    holds_json,
     kept,
     kept_words,
     tell_holds,
@@ -37,7 +38,7 @@ from referrals.cli.restored import restored_command
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox
 from referrals.settings_sources import read_settings
-from referrals.telling import attempt_json, held_json, hold_json
+from referrals.telling import attempt_json, held_json
 from referrals.texts import day_words
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def outbox_list(status: str | None, case_reference: str | None, limit: int, as_j
                 "counts": counts,
                 "unfinished_and_old": old,
                 "messages": [held_json(one) for one in found],
-                "holds": [{**hold_json(hold), "waiting": number} for hold, number in holds],
+                "holds": holds_json(holds),
             }
         )
         return
@@ -323,7 +324,7 @@ def deliver_command(watch: bool, as_json: bool) -> None:
                 "relay_fault": str(whole.relay_fault) if whole.relay_fault else None,
                 "purged": purged.messages if purged else 0,
                 "drafts_deleted": len(purged.drafts) if purged else 0,
-                "holds": [{**hold_json(hold), "waiting": number} for hold, number in holds],
+                "holds": holds_json(holds),
             }
         )
     else:
