@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from referrals.outboxes.owed import Owed
 from referrals.outboxes.postgres import jobs
 from referrals.outboxes.postgres.connections import Connection
 from referrals.outboxes.postgres.database import nothing
@@ -29,8 +30,8 @@ class PostgresLinks(PostgresOrigin):
     """`ports.Links`. A place is free once the heart of the process that has it has stopped."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
-        self._links_owed: set[tuple[str, str]] = set()  # to be given back, with relay and owner
-        self._links_paid: set[tuple[str, str]] = set()
+        # To be given back: relay and owner.
+        self._links_owed: Owed[tuple[str, str], tuple[str, str]] = Owed()
         super().__init__(*args, **more)
 
     def _registered(self, db: Connection) -> int:
@@ -95,18 +96,16 @@ class PostgresLinks(PostgresOrigin):
         await self._await(nothing)
 
     def _owe_link(self, relay: str, owner: str) -> None:
-        self._links_owed.add((relay, owner))
+        self._links_owed.add((relay, owner), (relay, owner))
 
     def _begun(self, connection: Connection) -> None:
         super()._begun(connection)
-        self._links_paid = set(self._links_owed)
-        for given in self._links_paid:
+        for given in self._links_owed.pay():
             connection.execute("DELETE FROM relay_link WHERE relay = %s AND owner = %s", given)
 
     def _kept(self) -> None:
         super()._kept()
-        self._links_owed -= self._links_paid
-        self._links_paid = set()
+        self._links_owed.paid()
 
     def _is_owing(self) -> bool:
         return bool(self._links_owed) or super()._is_owing()

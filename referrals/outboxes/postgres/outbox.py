@@ -29,6 +29,7 @@ from referrals.delivery import (
     next_attempt,
 )
 from referrals.errors import LeaseLost
+from referrals.outboxes.owed import Owed
 from referrals.outboxes.postgres import jobs
 from referrals.outboxes.postgres.connections import Connection, is_text, one
 from referrals.outboxes.postgres.database import nothing
@@ -59,8 +60,7 @@ class PostgresOutbox(PostgresLinks):
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:
-        self._owed: dict[int, tuple[Claimed, str]] = {}  # to be released, by attempt
-        self._paid: list[int] = []
+        self._owed: Owed[int, tuple[Claimed, str]] = Owed()  # to be released, by attempt
         self._worker: int | None = None
         self._asked_worker = False
         self._at: datetime | None = None  # the server's time, as this transaction knows it
@@ -443,21 +443,17 @@ class PostgresOutbox(PostgresLinks):
     def _owe(self, claimed: Claimed | NotYet | None, owner: str) -> None:
         """Release a message with whatever is written next."""
         if isinstance(claimed, Claimed):
-            self._owed[claimed.attempt] = claimed, owner
+            self._owed.add(claimed.attempt, (claimed, owner))
 
     def _begun(self, connection: Connection) -> None:
         super()._begun(connection)
         self._asked_worker, self._at = False, None
-        owed = list(self._owed.values())
-        for claimed, owner in owed:
+        for claimed, owner in self._owed.pay():
             self._release(connection, claimed, owner)
-        self._paid = [claimed.attempt for claimed, _ in owed]
 
     def _kept(self) -> None:
         super()._kept()
-        for attempt in self._paid:
-            self._owed.pop(attempt, None)
-        self._paid = []
+        self._owed.paid()
         if self._worker is not None and self._heart is None:
             self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
             self._heart.start()

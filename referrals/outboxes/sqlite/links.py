@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
+from referrals.outboxes.owed import Owed
 from referrals.outboxes.sqlite.account import micros, moment, moment_if
 from referrals.outboxes.sqlite.file import nothing
 from referrals.outboxes.sqlite.origin import SqliteOrigin
@@ -27,8 +28,8 @@ class SqliteLinks(SqliteOrigin):
     """`ports.Links`."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
-        self._links_owed: set[tuple[str, str]] = set()  # to be given back, with relay and owner
-        self._links_paid: set[tuple[str, str]] = set()
+        # To be given back: relay and owner.
+        self._links_owed: Owed[tuple[str, str], tuple[str, str]] = Owed()
         super().__init__(*args, **more)
 
     async def take_link(
@@ -85,18 +86,16 @@ class SqliteLinks(SqliteOrigin):
         await self._await(nothing)
 
     def _owe_link(self, relay: str, owner: str) -> None:
-        self._links_owed.add((relay, owner))
+        self._links_owed.add((relay, owner), (relay, owner))
 
     def _begun(self, connection: sqlite3.Connection) -> None:
         super()._begun(connection)
-        self._links_paid = set(self._links_owed)
-        for given in self._links_paid:
+        for given in self._links_owed.pay():
             connection.execute("DELETE FROM relay_link WHERE relay = ? AND owner = ?", given)
 
     def _kept(self) -> None:
         super()._kept()
-        self._links_owed -= self._links_paid
-        self._links_paid = set()
+        self._links_owed.paid()
 
     def _is_owing(self) -> bool:
         return bool(self._links_owed) or super()._is_owing()

@@ -20,6 +20,7 @@ from referrals.delivery import (
     next_attempt,
 )
 from referrals.errors import LeaseLost
+from referrals.outboxes.owed import Owed
 from referrals.outboxes.sqlite.account import MICROSECOND, micros, moment
 from referrals.outboxes.sqlite.file import nothing
 from referrals.outboxes.sqlite.links import SqliteLinks
@@ -37,8 +38,7 @@ class SqliteOutbox(SqliteLinks):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         self._turns: _Turns | None = None
-        self._owed: dict[int, tuple[Claimed, str]] = {}  # to be released, by attempt
-        self._paid: list[int] = []
+        self._owed: Owed[int, tuple[Claimed, str]] = Owed()  # to be released, by attempt
         super().__init__(*args, **more)
 
     # Queueing
@@ -335,21 +335,16 @@ class SqliteOutbox(SqliteLinks):
     def _owe(self, claimed: Claimed | NotYet | None, owner: str) -> None:
         """Release a message with whatever is written next."""
         if isinstance(claimed, Claimed):
-            self._owed[claimed.attempt] = claimed, owner
+            self._owed.add(claimed.attempt, (claimed, owner))
 
     def _begun(self, connection: sqlite3.Connection) -> None:
         super()._begun(connection)
-        if self._owed:
-            owed = list(self._owed.values())
-            for claimed, owner in owed:
-                self._release(connection, claimed, owner)
-            self._paid = [claimed.attempt for claimed, _ in owed]
+        for claimed, owner in self._owed.pay():
+            self._release(connection, claimed, owner)
 
     def _kept(self) -> None:
         super()._kept()
-        for attempt in self._paid:
-            self._owed.pop(attempt, None)
-        self._paid = []
+        self._owed.paid()
 
     def _is_owing(self) -> bool:
         return bool(self._owed) or super()._is_owing()
