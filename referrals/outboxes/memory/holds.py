@@ -23,13 +23,12 @@ from referrals.holding import (
     not_held,
     still_elsewhere,
 )
-from referrals.outboxes.memory.state import MemoryPlace, Message, State
+from referrals.outboxes.memory.state import FINISHED, MemoryPlace, Message, State
 
 if TYPE_CHECKING:
     from referrals.delivery import Submission
     from referrals.queueing import Held
 
-_FINISHED = (DeliveryStatus.RELAYED, DeliveryStatus.CANCELLED)
 _WAIT_OR_ARE_UNDER_WAY = (DeliveryStatus.QUEUED, DeliveryStatus.SENDING, DeliveryStatus.DELAYED)
 
 
@@ -53,7 +52,7 @@ class MemoryHolds(MemoryPlace):
         found = Counter(
             (one.recipient, one.status, one.due_at is not None, one.purged_at is None)
             for one in self._state.messages.values()
-            if one.agency == agency and one.status not in _FINISHED
+            if one.agency == agency and one.status not in FINISHED
         )
         return [Addressed(*how, number) for how, number in sorted(found.items())]
 

@@ -23,7 +23,7 @@ from referrals.errors import LeaseLost, NotInOutbox, NotPossibleNow
 from referrals.outboxes.memory.holds import MemoryHolds
 from referrals.outboxes.memory.links import MemoryLinks
 from referrals.outboxes.memory.origin import MemoryOrigin
-from referrals.outboxes.memory.state import GIVEN_UP, Message, State
+from referrals.outboxes.memory.state import FINISHED, GIVEN_UP, Message, State
 from referrals.queueing import (
     ANSWERABLE,
     CANCELLABLE,
@@ -43,9 +43,6 @@ from referrals.verification import Verification, none_recorded
 
 if TYPE_CHECKING:
     from referrals.audit import Entry
-
-_FINISHED = (DeliveryStatus.RELAYED, DeliveryStatus.CANCELLED)
-_UNANSWERED = (DeliveryStatus.RELAYED, DeliveryStatus.UNCERTAIN)
 
 
 class MemoryOutbox(MemoryLinks, MemoryOrigin, MemoryHolds):
@@ -443,7 +440,7 @@ class MemoryOutbox(MemoryLinks, MemoryOrigin, MemoryHolds):
         found = [
             one.held
             for one in self._state.messages.values()
-            if one.status in _UNANSWERED
+            if one.status in ANSWERABLE
             and one.acknowledged_on is None
             and one.acknowledge_by < today
         ]
@@ -529,7 +526,7 @@ class MemoryOutbox(MemoryLinks, MemoryOrigin, MemoryHolds):
         found = [
             (one.held, state.touched_at(one))
             for one in state.messages.values()
-            if one.status not in _FINISHED and one.purged_at is None
+            if one.status not in FINISHED and one.purged_at is None
             # A clock that was put back may have an attempt begin before the message was queued.
             and one.queued_at < untouched_since
             and state.touched_at(one) < untouched_since

@@ -31,6 +31,9 @@ GIVEN_UP = (DeliveryStatus.FAILED, DeliveryStatus.UNCERTAIN)
 T = TypeVar("T")
 
 
+FINISHED = (DeliveryStatus.RELAYED, DeliveryStatus.CANCELLED)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Message(Held):
     """All that is kept of a message. `due_at` is None once nothing is to be done with it."""
