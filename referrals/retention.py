@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email import message_from_bytes
@@ -11,7 +13,7 @@ from email.header import decode_header, make_header
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from referrals.errors import DraftUnwritable
+from referrals.errors import DraftUnwritable, ReferralsError
 from referrals.reference import is_reference, referral_reference
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 _NOTED = "retention"
 _DAILY = timedelta(days=1)
 _ASK_EVERY = timedelta(minutes=10)
+_STOPPED_S = 2.0
+"""How long a stop waits for a purge that is under way."""
 _REFERENCE_LENGTH = len("K7QM-29TX-WCF4")
 _MOST_OF_A_HEADER = 64_000
 
@@ -118,17 +122,74 @@ def purge_if_due(outbox: Retention, settings: Settings, now: datetime) -> Retain
     return purge(outbox, settings, now)
 
 
-class Rarely:
-    """Says every ten minutes that it is time to look: for a process that comes round often."""
+class DailyPurge:
+    """The daily purge of a process that goes on delivering, in a thread of its own.
 
-    def __init__(self) -> None:
-        self._last: datetime | None = None
+    So neither the delivery nor a stop ever waits for it. One that is still under way soon after a
+    stop is left to end with the process: each of its steps is kept whole or not at all, and the
+    next purge goes on from there.
 
-    def __call__(self, now: datetime) -> bool:
-        if self._last is not None and self._last <= now < self._last + _ASK_EVERY:
-            return False
-        self._last = now
-        return True
+    Args:
+        open_outbox: one for the purge alone, since whoever closes an outbox waits for what was
+            asked of it.
+        done: told of each purge, in its thread.
+        failed: told why one did not come about, once until it is another reason.
+    """
+
+    def __init__(
+        self,
+        open_outbox: Callable[[], AbstractContextManager[Retention]],
+        settings: Settings,
+        *,
+        done: Callable[[Retained, datetime], None] = lambda *_: None,
+        failed: Callable[[str], None],
+    ) -> None:
+        self._open_outbox = open_outbox
+        self._settings = settings
+        self._done = done
+        self._failed = failed
+        self._asked: datetime | None = None
+        self._fault = ""
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+
+    def look(self, now: datetime) -> None:
+        """Purge if a day has passed. Call it as often as you like: every ten minutes it looks."""
+        if self._settings.delivery.purge != "daily" or self._is_under_way():
+            return
+        if self._asked is not None and self._asked <= now < self._asked + _ASK_EVERY:
+            return
+        self._asked = now
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, args=(now,), name="purge", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Wait a moment for what is under way; what comes of it later is told to nobody."""
+        if self._thread is not None:
+            self._thread.join(_STOPPED_S)
+        self._stopping.set()
+
+    def _is_under_way(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _run(self, now: datetime) -> None:
+        try:
+            with self._open_outbox() as outbox:
+                retained = purge_if_due(outbox, self._settings, now)
+        except (ReferralsError, OSError) as error:
+            self._tell(str(error))
+        except Exception as error:  # its text could hold personal data
+            self._tell(f"there is a fault of ours in it ({type(error).__name__}).")
+        else:
+            self._fault = ""
+            if retained is not None and not self._stopping.is_set():
+                self._done(retained, now)
+
+    def _tell(self, fault: str) -> None:
+        if fault != self._fault and not self._stopping.is_set():
+            self._failed(fault)
+        self._fault = fault
 
 
 def old_drafts(outbox: Path, before: datetime) -> list[Path]:

@@ -15,7 +15,7 @@ from referrals.worker import LEASE, Report
 
 _BEAT_S = 1.0
 _LATE_S = 120.0
-"""A loop that did not turn for so long is held up for good: the daily purge takes less."""
+"""A loop that did not turn for so long is held up for good."""
 _STUCK_S = 2 * LEASE.total_seconds()
 """One attempt takes less than a lease; the other is for the wait before it (rate_per_minute)."""
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from referrals.audit import Entry
     from referrals.ports import Outbox
     from referrals.queueing import Attempt, Held
-    from referrals.retention import Retained
+    from referrals.retention import DailyPurge, Retained
     from referrals.settings import Settings
 
 _EVERY = 1_000_000
@@ -130,11 +130,27 @@ def purge_if_due(outbox: Outbox, settings: Settings) -> Retained | None:
     try:
         done = retention.purge_if_due(outbox, settings, now)
     except (ReferralsError, OSError) as error:
-        click.echo(f"Old content was not purged: {error}", err=True)
+        _tell_not_purged(str(error))
         return None
     if done is not None:
         _warn_of_unfinished(done, settings, now)
     return done
+
+
+def daily_purge(settings: Settings) -> DailyPurge:
+    """The same for a process that goes on, beside its delivery."""
+    from referrals.retention import DailyPurge
+
+    return DailyPurge(
+        lambda: open_outbox(settings),
+        settings,
+        done=lambda done, now: _warn_of_unfinished(done, settings, now),
+        failed=_tell_not_purged,
+    )
+
+
+def _tell_not_purged(fault: str) -> None:
+    click.echo(f"Old content was not purged: {fault}", err=True)
 
 
 # One case

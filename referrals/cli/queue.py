@@ -32,7 +32,13 @@ from referrals.cli.hold import (
     tell_holds,
     waiting_by_hold,
 )
-from referrals.cli.keeping import erase_command, export_command, purge_command, purge_if_due
+from referrals.cli.keeping import (
+    daily_purge,
+    erase_command,
+    export_command,
+    purge_command,
+    purge_if_due,
+)
 from referrals.cli.relay import with_passwords
 from referrals.cli.restored import restored_command
 from referrals.delivery import DeliveryStatus
@@ -350,46 +356,36 @@ async def watch_with(
     as_json: bool,
     seen: Callable[[Report], None],
 ) -> None:
-    """Deliver whatever becomes due, until the worker is stopped. `seen` is told of each round."""
+    """Deliver whatever becomes due, and purge daily beside it, until the worker is stopped.
+
+    `seen` is told of each round.
+    """
     loop = asyncio.get_running_loop()
-    watcher = _Watcher(outbox, settings, as_json)
+    purging = daily_purge(settings)
+    fault = ""
 
     def looked(report: Report) -> None:
+        nonlocal fault
         seen(report)
-        watcher(report)
+        before, fault = fault, str(report.relay_fault or "")
+        if fault and fault != before and not as_json:
+            click.echo(f"Waiting: {fault}", err=True)
+        purging.look(bootstrap.now())
 
     def heard() -> None:
         loop.call_soon_threadsafe(worker.wake)
 
-    with outbox.listening(heard):
-        await worker.watch(looked)
+    try:
+        with outbox.listening(heard):
+            await worker.watch(looked)
+    finally:
+        purging.stop()
 
 
 def tell(claimed: Claimed, status: DeliveryStatus, outcome: Outcome) -> None:
     said = str(outcome.reply) if outcome.reply else outcome.words
     word = click.style(str(status), fg=COLOURS.get(status))
     click.echo(f"{claimed.outgoing.reference} {word}: {said}")
-
-
-class _Watcher:
-    """Called after each round of `deliver --watch`: tells of a fault, and purges once a day."""
-
-    def __init__(self, outbox: Outbox, settings: Settings, as_json: bool) -> None:
-        from referrals.retention import Rarely
-
-        self._outbox = outbox
-        self._settings = settings
-        self._as_json = as_json
-        self._fault = ""
-        self._is_time = Rarely()
-
-    def __call__(self, report: Report) -> None:
-        fault = str(report.relay_fault or "")
-        if fault and fault != self._fault and not self._as_json:
-            click.echo(f"Waiting: {fault}", err=True)
-        self._fault = fault
-        if self._is_time(bootstrap.now()):
-            purge_if_due(self._outbox, self._settings)
 
 
 def code_of(report: Report) -> int:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-from referrals import bootstrap, retention
+from referrals import bootstrap
 from referrals.errors import ReferralsError
+from referrals.retention import DailyPurge
 from referrals.settings_sources import variable_of
 from referrals.web.crashes import note_crash
 
 if TYPE_CHECKING:
-    from referrals.ports import Outbox
     from referrals.settings import Settings
     from referrals.worker import Report, Worker
 
@@ -44,6 +43,11 @@ class Courier:
         self._stopping = threading.Event()
         self._again = threading.Event()
         self._fault = ""
+        self._purging = DailyPurge(
+            lambda: bootstrap.open_outbox(settings),
+            settings,
+            failed=lambda fault: log.warning("Old content was not purged: %s", fault),
+        )
 
     @property
     def should_run(self) -> bool:
@@ -82,6 +86,7 @@ class Courier:
         self._again.set()
         self._tell_worker(stop=True)
         await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._purging.stop)
         self._thread = None
 
     def kick(self) -> None:
@@ -134,26 +139,15 @@ class Courier:
             try:
                 if not self._stopping.is_set():  # else `stop` was said before there was a worker
                     with outbox.listening(self.kick):
-                        await worker.watch(self._seen(outbox))
+                        await worker.watch(self._seen)
             finally:
                 with self._gate:
                     self._loop = self._worker = self._task = None
 
-    def _seen(self, outbox: Outbox) -> Callable[[Report], None]:
-        """What is done after each round: keep the relay's fault, and purge once a day."""
-        is_time = retention.Rarely()
-
-        def seen(report: Report) -> None:
-            fault = str(report.relay_fault or "")
-            if fault and fault != self._fault:
-                log.warning("Waiting: %s", fault)
-            self._fault = fault
-            now = bootstrap.now()
-            if not is_time(now):
-                return
-            try:
-                retention.purge_if_due(outbox, self._settings, now)
-            except (ReferralsError, OSError) as error:
-                log.warning("Old content was not purged: %s", error)
-
-        return seen
+    def _seen(self, report: Report) -> None:
+        """After each round: keep the relay's fault, and purge once a day."""
+        fault = str(report.relay_fault or "")
+        if fault and fault != self._fault:
+            log.warning("Waiting: %s", fault)
+        self._fault = fault
+        self._purging.look(bootstrap.now())

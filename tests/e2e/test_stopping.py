@@ -46,11 +46,13 @@ def frail() -> Iterator[Server]:
 
 
 class Program:
-    """`referrals worker` or `serve` on a database of its own."""
+    """`referrals worker` or `serve` on a database of its own, unless one is given."""
 
-    def __init__(self, server: Server, folder: Path, *argv: str, relay: int = 9) -> None:
+    def __init__(
+        self, server: Server, folder: Path, *argv: str, relay: int = 9, database: str = ""
+    ) -> None:
         self.server, self.folder = server, folder
-        self.database = server.new_database()
+        self.database = database or server.new_database()
         self.said = folder / "said"
         with self.said.open("wb") as said:
             self.process = subprocess.Popen(
@@ -64,8 +66,6 @@ class Program:
                     "REFERRALS_RELAY_PORT": str(relay),
                     "REFERRALS_RELAY_SECURITY": "none",
                     "REFERRALS_WEB_DELIVER": "false",
-                    # Once in ten minutes it looks for old content, deaf to signals meanwhile.
-                    "REFERRALS_DELIVERY_PURGE": "by-hand",
                 },
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
@@ -193,6 +193,45 @@ def test_a_worker_that_is_stopped_still_records_what_the_relay_took(
             assert outbox.counts() == {"relayed": 2}
             assert not any(one.maybe_doubled for one in outbox.held())
         connections.close_idle()
+
+
+def test_a_purge_that_has_to_wait_keeps_nobody_from_delivering_or_stopping(
+    frail: Server, tmp_path: Path
+) -> None:
+    """Given up at the stop, without a trace: the next one forgets what this one would have."""
+    name = frail.new_database()
+    long_ago = datetime.now(UTC) - timedelta(days=40)
+    with PostgresOutbox.open(frail.database(name), "page") as outbox:
+        outbox.queue(submissions(1), long_ago)
+        outbox.cancel("R-1", long_ago)
+        with (
+            frail.connected(name) as other,
+            other.transaction(),
+            Beside(ChaosRelay(seed=3)) as relay,
+        ):
+            other.execute("SELECT 1 FROM referrals.message FOR UPDATE")
+            with Program(frail, tmp_path, "worker", relay=relay.port, database=name) as worker:
+                worker.until(lambda: _waiting_for_a_lock(frail, name))
+                outbox.queue(submissions(1, first=2), datetime.now(UTC))
+                worker.until(lambda: outbox.counts() == {"cancelled": 1, "relayed": 1})
+                begun = time.monotonic()
+                worker.stop()
+                assert worker.ended() == 0
+                assert time.monotonic() - begun < SOON_S / 2
+            assert "not purged" not in worker.said.read_text()
+        assert outbox.last_noted("retention") is None
+        assert [one.purged_at for one in outbox.held(reference="R-1")] == [None]
+        assert outbox.purge(datetime.now(UTC) - timedelta(days=1), datetime.now(UTC)) == 1
+    connections.close_idle()
+
+
+def _waiting_for_a_lock(server: Server, database: str) -> bool:
+    with server.connected(database) as db:
+        found = db.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'",
+            (database,),
+        )
+        return found.fetchone() is not None
 
 
 def test_a_stop_after_which_an_outcome_is_unrecorded_is_no_success(

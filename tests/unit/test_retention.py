@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from datetime import timedelta
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from referrals.audit import verify
-from referrals.errors import DraftUnwritable
+from referrals.errors import DraftUnwritable, OutboxUnusable
 from referrals.outboxes.sqlite.outbox import SqliteOutbox
+from referrals.ports import Retention
 from referrals.reference import referral_reference
-from referrals.retention import delete, files_of, old_drafts
+from referrals.retention import DailyPurge, Retained, delete, files_of, old_drafts
+from referrals.settings import Settings
 from tests.conftest import NOW
 from tests.queued import submissions
 
@@ -124,3 +129,87 @@ def test_a_purge_in_portions_forgets_all_of_it(
         kept = {one.reference for one in outbox.held() if one.purged_at is None}
         assert kept == {f"R-{number}" for number in range(2, 21, 2)}
         assert list(verify(outbox.audit())) == []
+
+
+class Purging:
+    """A daily purge, and what it has told. It begins once `go` is set."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.go = threading.Event()
+        self.go.set()
+        self.opened = 0
+        self.fault: Exception | None = None
+        self.done: list[int] = []
+        self.failed: list[str] = []
+        self.daily = DailyPurge(
+            self.outbox, Settings(outbox=folder), done=self._done, failed=self.failed.append
+        )
+
+    @contextmanager
+    def outbox(self) -> Iterator[Retention]:
+        self.opened += 1
+        self.go.wait(10)
+        if self.fault is not None:
+            raise self.fault
+        with SqliteOutbox.open(self.folder / "outbox.sqlite3", "me") as opened:
+            yield opened
+
+    def look(self, now: datetime) -> None:
+        """And wait until it has ended."""
+        self.daily.look(now)
+        self.daily.stop()
+
+    def _done(self, retained: Retained, now: datetime) -> None:
+        self.done.append(retained.messages)
+
+
+def test_the_daily_purge_looks_every_ten_minutes_and_purges_once_a_day(tmp_path: Path) -> None:
+    purging = Purging(tmp_path)
+    with SqliteOutbox.open(tmp_path / "outbox.sqlite3", "me") as outbox:
+        outbox.queue(submissions(3), NOW - timedelta(days=40))
+        outbox.cancel("R-2", NOW - timedelta(days=40))
+    for minutes in (0, 9, 11, 23 * 60, 24 * 60 + 1):
+        purging.look(NOW + timedelta(minutes=minutes))
+    assert (purging.done, purging.failed, purging.opened) == ([1, 0], [], 4)
+
+
+def test_the_daily_purge_tells_a_fault_once_until_it_is_another(tmp_path: Path) -> None:
+    purging = Purging(tmp_path)
+    faults = (
+        OutboxUnusable("away"),
+        OutboxUnusable("away"),
+        PermissionError(13, "denied"),
+        None,
+        OutboxUnusable("away"),
+        KeyError("Kim Roe"),
+    )
+    for number, fault in enumerate(faults):
+        purging.fault = fault
+        purging.look(NOW + timedelta(hours=number))
+    ours = "there is a fault of ours in it (KeyError)."
+    assert purging.failed == ["away", "[Errno 13] denied", "away", ours]
+    assert purging.done == [0]
+
+
+def test_nobody_waits_for_the_daily_purge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither who delivers nor a stop; there is one at a time, and once stopped it is silent."""
+    monkeypatch.setattr("referrals.retention._STOPPED_S", 0.01)
+    purging = Purging(tmp_path)
+    purging.go.clear()
+    purging.daily.look(NOW)
+    purging.daily.look(NOW + timedelta(hours=1))
+    purging.daily.stop()
+    purging.go.set()
+    [thread] = [one for one in threading.enumerate() if one.name == "purge"]
+    thread.join()
+    assert (purging.opened, purging.done, purging.failed) == (1, [], [])
+
+
+def test_the_daily_purge_may_be_switched_off(tmp_path: Path) -> None:
+    purging = Purging(tmp_path)
+    settings = Settings.model_validate({"outbox": tmp_path, "delivery": {"purge": "by-hand"}})
+    daily = DailyPurge(purging.outbox, settings, failed=purging.failed.append)
+    daily.look(NOW)
+    daily.stop()
+    assert purging.opened == 0
