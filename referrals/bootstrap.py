@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING, Protocol
 from jinja2 import FileSystemBytecodeCache
 from jinja2.bccache import Bucket
 
+from referrals.config_changes import Mark, mark_of
 from referrals.directory_files import read_directory
 from referrals.errors import ConfigurationError
 from referrals.outboxes.sqlite.verified import Verified, read_verified
-from referrals.rendering import environment
+from referrals.rendering import environment, load_all
 from referrals.service import Service
 from referrals.settings_sources import config_folder, templates_folder
 
 if TYPE_CHECKING:
     from referrals.delivery import DeliveryStatus
+    from referrals.errors import Problem
     from referrals.outboxes.postgres.connections import Database
     from referrals.ports import Outbox, Transport
     from referrals.queueing import Claimed, Outcome
@@ -49,29 +52,68 @@ def build_service(settings: Settings) -> Service:
 
 
 class LiveService:
-    """The service of a process that goes on, while others record what they learn of addresses."""
+    """The service of a process that goes on, while others correct config/ and record addresses.
+
+    Whoever keeps what `current` gave him has one directory from beginning to end.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigurationError, as `build_service` does."""
-        self._plain = _build(settings)
+        self._settings = settings
+        self._looking = threading.Lock()  # for the next two
+        self._seen = self._read = self._mark()
+        self._plain = _built_whole(settings)
         self._verified = _verified_of(settings)
-        self._known: tuple[tuple[Verification, ...], Service] = ((), self._plain)
+        self._known: tuple[Service, tuple[Verification, ...], Service] = (
+            self._plain,
+            (),
+            self._plain,
+        )
+        self.faults: tuple[Problem, ...] = ()
+        """What is wrong in config/ and templates/ now, while the directory of before is used."""
 
     def current(self) -> Service:
         """With what is known now of the addresses. From any thread."""
-        recorded = self.recorded()
-        before, service = self._known
-        if recorded != before:
-            service = _knowing(self._plain, recorded)
-            self._known = recorded, service
+        plain, recorded = self._plain, self.recorded()
+        before, known, service = self._known
+        if plain is not before or recorded != known:
+            service = _knowing(plain, recorded)
+            self._known = plain, recorded, service
         return service
 
     def recorded(self) -> tuple[Verification, ...]:
         """What the outbox has of addresses; what config/ says is not in it."""
         return self._verified.read()
 
+    def look(self) -> bool:
+        """Use what config/ and templates/ have now, if they changed and are sound as a whole.
+
+        Only what nobody has written to since the last look is read, so that a change of several
+        files, or one that is being copied, is taken whole: call it every few seconds. Returns
+        whether they were read anew; `faults` then says whether what was read is used.
+        """
+        with self._looking:
+            mark = self._mark()
+            has_settled = mark == self._seen
+            self._seen = mark
+            if mark == self._read or not has_settled:
+                return False
+            plain = self._plain
+            faults: tuple[Problem, ...] = ()
+            try:
+                plain = _built_whole(self._settings)
+            except ConfigurationError as error:
+                faults = error.problems
+            if self._mark() != mark:
+                return False
+            self._read, self._plain, self.faults = mark, plain, faults
+            return True
+
     def close(self) -> None:
         self._verified.close()
+
+    def _mark(self) -> Mark:
+        return mark_of((config_folder(self._settings), templates_folder(self._settings)))
 
 
 def _build(settings: Settings) -> Service:
@@ -79,6 +121,15 @@ def _build(settings: Settings) -> Service:
     directory = read_directory(config_folder(settings), templates)
     letters = environment(templates, CompiledTemplates.of_user())
     return Service(directory, letters, settings.mail, now)
+
+
+def _built_whole(settings: Settings) -> Service:
+    """With every template read, since the files may change while it is used."""
+    service = _build(settings)
+    problems = load_all(service.templates)
+    if problems:
+        raise ConfigurationError(problems)
+    return service
 
 
 def _knowing(service: Service, recorded: tuple[Verification, ...]) -> Service:

@@ -294,6 +294,20 @@ def environment(
     return made
 
 
+def load_all(templates: ImmutableSandboxedEnvironment) -> list[Problem]:
+    """Read every template now: what becomes of the files later changes nothing in these.
+
+    Returns what is no template, naming file and line.
+    """
+    problems = []
+    for name in templates.list_templates(extensions=["j2"]):
+        try:
+            templates.get_template(name)
+        except Exception as error:
+            problems.append(template_problem(name, error))
+    return problems
+
+
 def letter_values(
     assessment: Assessment, *, reference: str, marking: str, today: date
 ) -> dict[str, Any]:

@@ -35,14 +35,19 @@ from referrals.web import (
     you,
 )
 from referrals.web.courier import Courier
+from referrals.web.crashes import note_crash
 from referrals.web.guard import Guard, Sessions
 from referrals.web.layout import environment
 from referrals.web.login import SignIn, ThisMachine
 from referrals.web.proxy import BehindProxy
 from referrals.web.releases import Releases
+from referrals.web.repeated import repeated
 from referrals.web.routes import SignInFirst
 from referrals.web.site import Site
 from referrals.web.store import Store, open_store
+
+_LOOK_EVERY_S = 2.0
+"""How often it is seen whether config/ has changed."""
 
 
 def build_site(settings: Settings) -> Site:
@@ -85,6 +90,7 @@ def build_app(site: Site) -> ASGIApp:
         async with (
             site.store.kept_tidy(idle, longest),
             batch_pages.kept_tidy(site),
+            repeated(lambda: _look_at_config(site), _LOOK_EVERY_S),
             site.courier,
         ):
             yield
@@ -104,6 +110,13 @@ def build_app(site: Site) -> ASGIApp:
     app.router.redirect_slashes = False  # it would name the host and, behind a proxy, http://
     app.add_middleware(Sessions, web=web, store=site.store, sign_in=site.sign_in)
     return metrics.Measured(Guard(app, web))
+
+
+def _look_at_config(site: Site) -> None:
+    try:
+        site.look_at_config()
+    except Exception as error:
+        note_crash(error)
 
 
 def _routes() -> Iterator[BaseRoute]:

@@ -70,6 +70,8 @@ class Order(BaseModel):
     leave_out: bool = False
     expected: int = 0
     """Referrals that the person has seen and agreed to."""
+    going: list[tuple[str, str, int]] = []
+    """And how many to which agency for which intervention."""
     accept_unverified: bool = False
 
 
@@ -221,19 +223,26 @@ class Job:
                 "wrong": len(seen.wrong),
                 "errors": seen.errors,
                 "referrals": seen.referrals,
-                "going": [
-                    [agency.id, intervention, count]
-                    for (agency, intervention), count in seen.by_agency(self._directory).items()
-                ],
+                "going": self._going(),
                 "shown": self._shown,
                 **more,
             }
         )
 
+    def _going(self) -> list[tuple[str, str, int]]:
+        return [
+            (agency.id, intervention, count)
+            for (agency, intervention), count in self._seen.by_agency(self._directory).items()
+        ]
+
     def _changed(self, rows: RowFile) -> bool:
-        """Whether the rows no longer come to what the person has seen: a rule may go by the day."""
+        """Whether the rows no longer come to what the person has seen.
+
+        A rule may go by the day, and config/ may have changed.
+        """
         seen, order = self._seen, self._order
-        if seen.referrals == order.expected and (order.leave_out or not seen.wrong):
+        is_same = seen.referrals == order.expected and sorted(self._going()) == sorted(order.going)
+        if is_same and (order.leave_out or not seen.wrong):
             return False
         self._tell_checked(rows, again="changed")
         return True

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import hashlib
 import io
+import json
 import logging
 import time
 from collections import Counter
@@ -320,9 +322,16 @@ def _confirm(
         ways=ways,
         kept=_kept(site_of(request), ways),
         unverified=_unverified(ways),
+        seen=_seen(ways),
         errors=errors,
         typed=typed or {},
     )
+
+
+def _seen(ways: Iterable[_Way]) -> str:
+    """What tells where all goes from where else it might: the addresses that a page showed."""
+    shown = [(way.agency.id, way.agency.email, way.intervention, way.referrals) for way in ways]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
 def submit_all(request: Request, form: Posted) -> Response:
@@ -334,12 +343,19 @@ def submit_all(request: Request, form: Posted) -> Response:
     accepted = form.get("accept") == "yes"
     count = form.get("count").strip()
     errors = {}
-    if _unverified(ways) and not accepted:
+    if form.get("seen") != _seen(ways):
+        accepted = False  # of what was shown
+        errors["changed"] = (
+            "The directory has changed since this page was shown. See that it all goes to the "
+            "right addresses before you submit."
+        )
+    elif _unverified(ways) and not accepted:
         errors["accept"] = "Say that these addresses may be used, or check them first."
     if count.replace(",", "").replace(" ", "") != str(total):
         errors["count"] = f"Type {total}, the number of referrals, to confirm."
     if errors:
-        return _confirm(request, found, errors, {"accept": form.get("accept"), "count": count})
+        typed = {"accept": "yes" if accepted else "", "count": count}
+        return _confirm(request, found, errors, typed)
     _start(request, found, "submit", accept_unverified=accepted)
     return goto(found.path)
 
@@ -424,6 +440,7 @@ def _start(request: Request, found: _Batch, task: str, **more: Any) -> None:
         "sheet": body["sheet"],
         "leave_out": bool(body["leave_out"]),
         "expected": 0 if task == "check" else found.status["referrals"],
+        "going": [] if task == "check" else found.status["going"],
         **more,
     }
     found.folder.start(order, site.courier.kick if task == "submit" else lambda: None)

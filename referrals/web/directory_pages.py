@@ -65,6 +65,7 @@ def directory(request: Request) -> Response:
         groups=_groups(found, several=len(service.directory.regions) > 1),
         wanting=sum(one.is_wanting for one in found),
         unaddressed=unaddressed(service.directory),
+        faults=site.config_faults,
         holds=holds,
         held_and_gone=[one for id, one in holds.items() if id not in service.directory.agencies],
         done=_DONE.get(request.query_params.get("done", "")),

@@ -57,11 +57,30 @@ class Shown:
         )
 
 
-def _seen(referral: Referral) -> str:
-    """What tells one letter from another: its words and where it goes."""
-    letter = referral.letter
-    whole = "\0".join((letter.subject, letter.text, letter.html, referral.agency.email or ""))
-    return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
+@dataclass(frozen=True)
+class Seen:
+    """What tells one letter from another: where it goes, and its words. Told as hashes."""
+
+    to: str
+    letter: str
+
+    @classmethod
+    def of(cls, referral: Referral) -> Seen:
+        letter = referral.letter
+        words = "\0".join((letter.subject, letter.text, letter.html))
+        return cls(_digest(referral.agency.email or ""), _digest(words))
+
+    @classmethod
+    def posted(cls, sent: Posted, intervention: str) -> Seen:
+        to, _, letter = sent.get(f"seen.{intervention}").partition(".")
+        return cls(to, letter)
+
+    def __str__(self) -> str:
+        return f"{self.to}.{self.letter}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _referral(request: Request, journey: Journey) -> Referral:
@@ -168,9 +187,14 @@ def _submit(
         unready=[
             one.intervention for one in journey.assessments if not journey.reading.is_ready(one)
         ],
-        seen={one.intervention_id: _seen(one) for one in with_address},
+        seen={one.intervention_id: str(Seen.of(one)) for one in with_address},
         ticked=sent.all("submit"),
-        accepted=sent.all("accept"),
+        accepted=[
+            one.intervention_id
+            for one in with_address
+            if one.intervention_id in sent.all("accept")
+            and Seen.posted(sent, one.intervention_id).to == Seen.of(one).to
+        ],
         may_submit=journey.user.may(Role.SENDER),
         can_submit=journey.site.can_submit,
         errors=errors,
@@ -222,12 +246,27 @@ def submit_posted(request: Request, sent: Posted) -> Response:
 
 def _refusals(journey: Journey, ticked: Sequence[Referral], sent: Posted) -> list[tuple[str, str]]:
     """By the id of an input, why nothing is queued."""
+    ready = [one.intervention_id for one in journey.referrals]
+    if any(name not in ready for name in sent.all("submit")):
+        text = (
+            "Something that you ticked is not ready any more, since your answers or the directory "
+            "have changed. Look at what goes now, and at what is missing."
+        )
+        return [("submit", text)]
     if not ticked:
         return [("submit", "Choose what to submit.")]
     found: list[tuple[str, str]] = []
     for one in ticked:
         name = one.intervention_id
         title = one.assessment.intervention.title
+        before, now = Seen.posted(sent, name), Seen.of(one)
+        if before.to != now.to:
+            text = (
+                f"{title}: the directory has another address for it since this page was shown. "
+                "See that it is right before you submit it."
+            )
+            found.append((f"submit-{name}", text))
+            continue  # what was accepted was the other one
         try:
             journey.service.check_address(one, accept_unverified=name in sent.all("accept"))
         except AddressUnverified:
@@ -240,7 +279,7 @@ def _refusals(journey: Journey, ticked: Sequence[Referral], sent: Posted) -> lis
             )
         except ReferralsError as error:
             found.append(("submit", str(error)))
-        if sent.get(f"seen.{name}") != _seen(one):
+        if before.letter != now.letter:
             found.append(
                 (
                     f"submit-{name}",

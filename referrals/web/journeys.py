@@ -84,9 +84,13 @@ class Errors:
 
 @dataclass(frozen=True)
 class Journey:
-    """One of them, and the site and the user that it belongs to. `submitted` is by intervention."""
+    """One of them, and the site and the user that it belongs to. `submitted` is by intervention.
+
+    `service` is the site's as it was when the request came: config/ may change in its midst.
+    """
 
     site: Site
+    service: Service = field(repr=False)
     user: User
     id: str
     typed: Typed = field(default_factory=dict, repr=False)
@@ -98,10 +102,11 @@ class Journey:
 
     @classmethod
     def of(cls, site: Site, user: User, document: Document) -> Journey:
-        body = document.body
-        known = site.service.directory.interventions
+        body, service = document.body, site.service
+        known = service.directory.interventions
         return cls(
             site,
+            service,
             user,
             document.id,
             body["typed"],
@@ -143,10 +148,6 @@ class Journey:
     # What the core makes of it
 
     @cached_property
-    def service(self) -> Service:
-        return self.site.service
-
-    @cached_property
     def you(self) -> Typed:
         return you_of(self.site, self.user)
 
@@ -171,10 +172,21 @@ class Journey:
             if f"overrides.{number}.code" in self.typed
         }
 
+    @property
+    def _offered(self) -> Typed:
+        """What was typed, but for agreement to what config/ has no more: no page offers that."""
+        known = self.service.directory.interventions
+        return {
+            name: [one for one in values if one in known]
+            if name.startswith("consents.") and name.endswith(".interventions")
+            else values
+            for name, values in self.typed.items()
+        }
+
     @cached_property
     def reading(self) -> Reading:
         groups = [you_form(), *self.case_groups, *self.details_groups]
-        cells = cells_of(groups, {**self.typed, **self.you})
+        cells = cells_of(groups, {**self._offered, **self.you})
         for number, code in self.override_codes.items():
             if code in self.service.directory.overridable:
                 cells |= cells_of([override_form(number)], self.typed)

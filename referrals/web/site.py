@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from referrals.bootstrap import LiveService
     from referrals.directory import Agency
+    from referrals.errors import Problem
     from referrals.holding import Hold
     from referrals.ports import Outbox
     from referrals.service import Service
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from referrals.web.login import SignIn
     from referrals.web.releases import Releases
     from referrals.web.store import Session, Store
+
+log = logging.getLogger(__name__)
 
 
 class Role(StrEnum):
@@ -104,6 +108,23 @@ class Site:
             ),
             None,
         )
+
+    @property
+    def config_faults(self) -> tuple[Problem, ...]:
+        """What is wrong in config/ and templates/, while the directory of before is used."""
+        return self._service.faults
+
+    def look_at_config(self) -> None:
+        """Use what config/ and templates/ have now, if they changed; say so in the log."""
+        if not self._service.look():
+            return
+        if self.config_faults:
+            log.warning(
+                "config/ has changed and has faults, so the directory of before is used: %s",
+                "; ".join(map(str, self.config_faults)),
+            )
+        else:
+            log.warning("config/ has changed: the directory and the letters were read anew.")
 
     @property
     def now(self) -> datetime:

@@ -123,7 +123,12 @@ class Seen:
         return self.visit.seen(self.visit.post(f"{self.path}/{action}", data=data))
 
     def submit(self, count: int) -> Seen:
-        return self.then("submit", accept="yes", count=str(count))
+        return self.then("submit", accept="yes", count=str(count), **self.shown())
+
+    def shown(self) -> dict[str, str]:
+        """Which addresses the page that submits has shown, as its form says."""
+        found = re.search(r'name="seen" value="(\w+)"', self.visit.get(f"{self.path}/submit").text)
+        return {"seen": found[1]} if found else {}
 
     def file(self, name: str) -> bytes:
         answer = self.visit.get(f"{self.path}/{name}")
@@ -463,7 +468,7 @@ def test_submitting_is_confirmed_by_the_number_and_the_tick(
         ({"accept": "yes", "count": "4"}, ["count"]),
         ({"accept": "yes", "count": "<b>"}, ["count"]),
     ):
-        refused = seen.visit.post(f"{seen.path}/submit", data=data)
+        refused = seen.visit.post(f"{seen.path}/submit", data={**data, **seen.shown()})
         assert refused.status_code == 422
         assert re.findall(r'<a href="#([a-z]+)">', refused.text) == fields
         assert "<b>" not in refused.text
@@ -543,7 +548,8 @@ def test_an_address_that_went_unchecked_since_is_asked_again(
     site: Site, cells: dict[str, str]
 ) -> None:
     seen = Visit(site).upload(as_csv(rows_of(cells, 2)))
-    batch_job.Job(order_of(site, task="submit", expected=2), seen.folder).run()
+    going = seen.folder.status()["going"]
+    batch_job.Job(order_of(site, task="submit", expected=2, going=going), seen.folder).run()
 
     assert seen.folder.status()["again"] == "unverified"
     assert counts(site) == {}
