@@ -142,6 +142,8 @@ class Held:
     purged_at: datetime | None
     replaces: int | None = None
     """The id of the message to another address that this was made of."""
+    rerouted_to: str | None = None
+    """The address of the message that was made of this one, if one was; told by `Account.held`."""
 
     @property
     def may_be_retried(self) -> bool:

@@ -340,7 +340,10 @@ def headers_of(content: bytes) -> dict[str, str]:
 
 
 class HeldJson(TypedDict):
-    """A message in the outbox, without its content."""
+    """A message in the outbox, without its content.
+
+    `rerouted_to`: the address of the message that was made of it, if one was; it is cancelled then.
+    """
 
     reference: str
     case_reference: str
@@ -359,6 +362,7 @@ class HeldJson(TypedDict):
     sha256: str
     size: int
     purged_at: str | None
+    rerouted_to: str | None
 
 
 def held_json(held: Held) -> HeldJson:
@@ -380,6 +384,7 @@ def held_json(held: Held) -> HeldJson:
         "sha256": held.sha256,
         "size": held.size,
         "purged_at": held.purged_at.isoformat() if held.purged_at else None,
+        "rerouted_to": held.rerouted_to,
     }
 
 

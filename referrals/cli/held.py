@@ -34,10 +34,13 @@ def told_status(held: Held) -> str:
         if held.acknowledged_on:
             return "relayed, answered"
         return "relayed, perhaps twice" if held.maybe_doubled else "relayed"
+    twice = ", may arrive twice" if held.maybe_doubled else ""
+    if held.rerouted_to is not None:
+        return f"{held.status}, rerouted to {held.rerouted_to}{twice}"
     waits = held.due_at is not None
     if held.status is DeliveryStatus.UNCERTAIN:
         return "uncertain, tried again" if waits else "uncertain, waits for you"
-    return f"{held.status}, may arrive twice" if held.maybe_doubled else str(held.status)
+    return f"{held.status}{twice}"
 
 
 def next_step(held: Held, today: date) -> str:
@@ -76,6 +79,8 @@ def next_step(held: Held, today: date) -> str:
             )
         case DeliveryStatus.RELAYED:
             return f"wait for the answer, then `referrals ack {reference}`"
+        case _ if held.rerouted_to is not None:
+            return f"none: it was rerouted to {held.rerouted_to}"
         case _:
             return "none: it was taken back"
 

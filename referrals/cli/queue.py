@@ -150,14 +150,12 @@ def outbox_show(reference: str, as_json: bool) -> None:
             raise NotInOutbox(f"{reference.upper()} is not in the outbox.")
         attempts = {one.id: outbox.attempts(one.id) for one in found}
         holds = holds_by_agency(outbox)
-    made_anew = {one.replaces: one for one in found if one.replaces is not None}
     if as_json:
         print_json(
             [
                 {
                     **held_json(one),
                     "held": kept(one, holds) is not None,
-                    "rerouted_to": made_anew[one.id].recipient if one.id in made_anew else None,
                     "tries": [attempt_json(attempt) for attempt in attempts[one.id]],
                 }
                 for one in found
@@ -167,11 +165,8 @@ def outbox_show(reference: str, as_json: bool) -> None:
     for one in found:
         click.echo(f"{click.style(one.reference, bold=True)} {one.intervention}")
         click.echo(f"  status: {_status(one)}")
-        hold, anew = kept(one, holds), made_anew.get(one.id)
-        if anew is not None:
-            click.echo(f"  next step: none: it was rerouted to {anew.recipient}")
-        else:
-            click.echo(f"  next step: {kept_words(hold) if hold else _next_step(one)}")
+        hold = kept(one, holds)
+        click.echo(f"  next step: {kept_words(hold) if hold else _next_step(one)}")
         click.echo(f"  case: {one.case_reference}")
         click.echo(f"  to: {one.recipient}")
         click.echo(f"  queued: {moment_words(one.queued_at)}, {one.size:,} bytes")

@@ -149,12 +149,8 @@ class OutboxJson(TypedDict):
 
 
 class WholeHeldJson(KeptJson):
-    """With each attempt and what the relay said.
+    """With each attempt and what the relay said."""
 
-    `rerouted_to`: the address of the message that was made of it, if one was.
-    """
-
-    rerouted_to: str | None
     tries: list[AttemptJson]
 
 
@@ -454,11 +450,9 @@ def outbox_show(call: Call) -> list[WholeHeldJson]:
         if not found:
             raise NotInOutbox("That is not in the outbox.")
         holds = holds_by_agency(outbox)
-        made_anew = {one.replaces: one for one in found if one.replaces is not None}
         return [
             {
                 **_kept_json(one, holds),
-                "rerouted_to": made_anew[one.id].recipient if one.id in made_anew else None,
                 "tries": [attempt_json(each) for each in outbox.attempts(one.id)],
             }
             for one in found

@@ -55,14 +55,12 @@ def row_of(
     directory: Directory,
     today: date,
     holds: Mapping[str, Hold] | None = None,
-    *,
-    replaced: bool = False,
 ) -> Row:
     late = held.may_be_answered and held.acknowledge_by < today
     return Row(
         held,
         intervention_title(held, directory),
-        words.told(held, kept=kept(held, holds or {}) is not None, replaced=replaced),
+        words.told(held, kept=kept(held, holds or {}) is not None),
         words.answer(held, today),
         late,
     )
@@ -234,7 +232,7 @@ def outbox_show(request: Request) -> Response:
     made_of = {one.replaces: one for one in found if one.replaces is not None}
     messages = [
         Message(
-            row=row_of(one, service.directory, today, holds, replaced=one.id in made_of),
+            row=row_of(one, service.directory, today, holds),
             agency_title=agency_title(one, service.directory),
             phone=agencies[one.agency].phone if one.agency in agencies else None,
             next_step=words.next_step(
@@ -242,7 +240,6 @@ def outbox_show(request: Request) -> Response:
                 today,
                 clock,
                 hold=kept(one, holds),
-                replaced=one.id in made_of,
                 moved_to=_moved_to(one, service.directory),
             ),
             attempts=attempts,

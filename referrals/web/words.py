@@ -62,17 +62,16 @@ class Told:
     means: str
 
 
-def told(held: Held, *, kept: bool = False, replaced: bool = False) -> Told:
+def told(held: Held, *, kept: bool = False) -> Told:
     """Args:
     kept: its agency is held, and it would be tried otherwise.
-    replaced: another message was made of it, to another address.
     """
     word, _, more = told_status(held).partition(", ")
     means = MEANINGS.get(held.status, "")
     if kept:
         more = KEPT
-    if replaced:
-        more, means = "rerouted", _REPLACED
+    if held.rerouted_to is not None:
+        means = _REPLACED
     if held.maybe_doubled and held.status is not DeliveryStatus.UNCERTAIN:
         means += _MAY_DOUBLE
     return Told(word.capitalize(), COLOURS[held.status], more, means)
@@ -101,7 +100,6 @@ def next_step(
     clock: Callable[[datetime], datetime],
     *,
     hold: Hold | None = None,
-    replaced: bool = False,
     moved_to: str | None = None,
 ) -> str:
     """What a person does about it now, in sentences; on the page there are buttons for it.
@@ -109,10 +107,9 @@ def next_step(
     Args:
         clock: puts a time into the region's zone.
         hold: what keeps it from being tried.
-        replaced: as for `told`.
         moved_to: the address that the agency has now, if it was to go to another.
     """
-    if replaced:
+    if held.rerouted_to is not None:
         return "Nothing: the other message is what counts now."
     if hold is not None:
         return (

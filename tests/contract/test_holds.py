@@ -471,6 +471,29 @@ def test_what_is_at_the_new_address_already_is_not_doubled(outbox: Outbox) -> No
     ]
 
 
+@pytest.mark.parametrize("facts", [True, False])
+def test_a_rerouted_one_says_where_to(facts: bool, outbox: Outbox) -> None:
+    """The next address that it was made anew for; without facts it is of an older version."""
+    outbox.queue([letter() if facts else letter(facts_key=None)], NOW)
+    outbox.queue([letter(2)], NOW)
+    outbox.cancel("R-2", NOW)
+    for to in (NEW, NEWER):
+        outbox.hold("a", WHY, NOW)
+        release(outbox, to=to)
+    assert [(one.recipient, one.rerouted_to) for one in outbox.held(reference="R-1")] == [
+        (NEWER, None), (NEW, NEWER), (OLD, NEW),
+    ]  # fmt: skip
+    assert [one.rerouted_to for one in outbox.held(reference="R-2")] == [None]
+
+
+def test_one_that_joins_another_says_where_to(outbox: Outbox) -> None:
+    outbox.queue([letter()], NOW)
+    outbox.hold("a", WHY, NOW)
+    outbox.queue([letter(to=NEW)], NOW)
+    release(outbox)
+    assert [(one.recipient, one.rerouted_to) for one in outbox.held()] == [(NEW, None), (OLD, NEW)]
+
+
 def test_one_that_is_at_two_old_addresses_goes_once(outbox: Outbox) -> None:
     outbox.queue([letter(), letter(to=NEWER)], NOW)
     outbox.hold("a", WHY, NOW)

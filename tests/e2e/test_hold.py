@@ -95,7 +95,10 @@ def test_an_address_that_is_wrong_is_corrected_and_what_was_kept_goes_there(
         OLD,
         "cancelled",
     )
+    assert (new["rerouted_to"], old["rerouted_to"]) == (None, NEW)
+    assert f"cancelled, rerouted to {NEW}" in referrals("outbox", "list").out
     shown = referrals("outbox", "show", new["reference"])
+    assert f"status: cancelled, rerouted to {NEW}" in shown.out
     assert f"next step: none: it was rerouted to {NEW}" in shown.out
     told = referrals("outbox", "show", new["reference"], "--json").json
     assert [one["rerouted_to"] for one in told] == [None, NEW]

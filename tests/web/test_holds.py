@@ -510,7 +510,9 @@ def test_a_rerouted_message_leads_to_the_other_and_back(kept: Visitor) -> None:
     assert f"Rerouted To {NEW}: the message that replaced it" in text
     assert f"In place of One to {ADDRESS}" in text
     assert "Queued before, to another address" in text
-    assert "Cancelled rerouted" in text
+    assert f"Cancelled rerouted to {NEW} It was to another address" in text
+    assert "What to do Nothing: the other message is what counts now." in text
+    assert f"Cancelled rerouted to {NEW}" in said(kept.get("/outbox"))
     links = re.findall(r'href="#(message-\d+)"', answer.text)
     assert len(set(links)) == 2
     for link in links:

@@ -58,13 +58,13 @@ class MemoryHolds(MemoryPlace):
 
     def disclosed(self, agency: str, recipient: str, *, limit: int = 1_000) -> list[Held]:
         found = [
-            one.held
+            one
             for one in reversed(self._state.messages.values())
             if (one.agency == agency and one.recipient != recipient)
             and one.acknowledged_on is None
             and (one.relayed_at is not None or one.maybe_doubled)
         ]
-        return found[:limit]
+        return self._state.with_reroutes(found[:limit])
 
     def reroute(self, rerouting: Rerouting, now: datetime) -> Iterator[list[Rerouted]]:
         for status in rerouting.statuses:

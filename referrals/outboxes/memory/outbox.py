@@ -417,7 +417,7 @@ class MemoryOutbox(MemoryLinks, MemoryOrigin, MemoryHolds):
         offset: int = 0,
     ) -> list[Held]:
         found = [
-            one.held
+            one
             for one in reversed(self._state.messages.values())
             if message_id in (None, one.id)
             and status in (None, one.status)
@@ -425,7 +425,7 @@ class MemoryOutbox(MemoryLinks, MemoryOrigin, MemoryHolds):
             and case_reference in (None, one.case_reference)
             and not (kept and (one.due_at is None or one.agency not in self._state.holds))
         ]
-        return found[offset : offset + limit]
+        return self._state.with_reroutes(found[offset : offset + limit])
 
     def attempts(self, message_id: int) -> list[Attempt]:
         return self._state.attempts_of(message_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -138,6 +138,17 @@ class State:
         """When something last happened to it, beside a person's decision."""
         of_attempts = [one.ended_at or one.started_at for one in self.attempts_of(message.id)]
         return max(of_attempts, default=message.queued_at)
+
+    def with_reroutes(self, messages: Iterable[Message]) -> list[Held]:
+        """With the address of the message made of each, or of the one that was there already."""
+        next_of = {one.replaces: one.recipient for one in self.messages.values()}
+        made = []
+        for one in messages:
+            to = next_of.get(one.id)
+            if to is None and ":rerouted:" in one.content_key and one.facts_key is not None:
+                to = self.messages[self.rerouted[one.facts_key, one.recipient]].recipient
+            made.append(replace(one.held, rerouted_to=to))
+        return made
 
     def of_case(self, case_reference: str | None) -> list[Entry]:
         return [one for one in self.audit if case_reference in (None, one.case_reference)]

@@ -21,6 +21,14 @@ _NOT_RELAYED = [
     if one not in (DeliveryStatus.RELAYED, DeliveryStatus.DRAFTED)
 ]
 # The relayed ones by the tally: they are most, and ever more.
+# Of one that was rerouted, whose key says so: the message made of it, or the one there already.
+REROUTED_TO = """
+coalesce(
+    (SELECT newer.recipient FROM message AS newer WHERE newer.replaces = message.id),
+    (SELECT newer.recipient FROM rerouted JOIN message AS newer ON newer.id = rerouted.message
+     WHERE rerouted.facts_key = message.facts_key AND rerouted.recipient = message.recipient
+         AND message.content_key LIKE '%%:rerouted:%%')
+) AS rerouted_to"""
 _KEPT = " AND due_at IS NOT NULL AND agency IN (SELECT agency FROM hold)"
 _COUNTS = """
 SELECT status, count(*) AS number FROM message WHERE status = ANY(%s) GROUP BY status
@@ -78,11 +86,11 @@ class PostgresAccount(PostgresDatabase):
         where = " AND ".join(f"{key} = %({key})s" for key in given) or "TRUE"
         where += _KEPT if kept else ""
         rows = self._read(
-            f"SELECT * FROM message WHERE {where} ORDER BY id DESC"  # noqa: S608 - our own column names
+            f"SELECT message.*, {REROUTED_TO} FROM message WHERE {where} ORDER BY id DESC"  # noqa: S608 - our own column names
             " LIMIT %(limit)s OFFSET %(offset)s",
             {**given, "limit": limit, "offset": offset},
         )
-        return [held_of(row) for row in rows]
+        return [held_of(row, row["rerouted_to"]) for row in rows]
 
     def attempts(self, message_id: int) -> list[Attempt]:
         rows = self._read(
@@ -252,7 +260,7 @@ class PostgresAccount(PostgresDatabase):
         return int(row["number"])
 
 
-def held_of(row: Row) -> Held:
+def held_of(row: Row, rerouted_to: str | None = None) -> Held:
     return Held(
         id=row["id"],
         reference=row["reference"],
@@ -273,4 +281,5 @@ def held_of(row: Row) -> Held:
         acknowledged_on=row["acknowledged_on"],
         purged_at=row["purged_at"],
         replaces=row["replaces"],
+        rerouted_to=rerouted_to,
     )

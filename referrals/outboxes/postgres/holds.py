@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 
 from referrals.delivery import DeliveryStatus
 from referrals.outboxes.postgres import jobs
-from referrals.outboxes.postgres.account import held_of
+from referrals.outboxes.postgres.account import REROUTED_TO, held_of
 from referrals.outboxes.postgres.connections import Connection, is_text, one
 from referrals.outboxes.postgres.database import Row
 from referrals.outboxes.postgres.retention import PostgresRetention
@@ -95,7 +95,10 @@ class PostgresHolds(PostgresRetention):
 
     def disclosed(self, agency: str, recipient: str, *, limit: int = 1_000) -> list[Held]:
         """See `ports.Holds`."""
-        return [held_of(row) for row in self._read(_DISCLOSED, (agency, recipient, limit))]
+        return [
+            held_of(row, row["rerouted_to"])
+            for row in self._read(_DISCLOSED, (agency, recipient, limit))
+        ]
 
     def reroute(self, rerouting: Rerouting, now: datetime) -> Iterator[list[Rerouted]]:
         """See `ports.Holds`."""
@@ -322,10 +325,11 @@ WHERE agency = %s AND status IN ('queued', 'sending', 'delayed', 'failed', 'unce
 GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
 """
 
-_DISCLOSED = """
-SELECT * FROM message WHERE agency = %s AND recipient <> %s AND acknowledged_on IS NULL
+_DISCLOSED = f"""
+SELECT message.*, {REROUTED_TO}
+FROM message WHERE agency = %s AND recipient <> %s AND acknowledged_on IS NULL
     AND (relayed_at IS NOT NULL OR maybe_doubled) ORDER BY id DESC LIMIT %s
-"""
+"""  # noqa: S608 - ours
 
 _TO_REROUTE = """
 SELECT * FROM message JOIN content ON content.message = message.id

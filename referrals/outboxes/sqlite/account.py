@@ -16,6 +16,14 @@ from referrals.outboxes.sqlite.file import SqliteFile
 from referrals.queueing import ANSWERABLE, CANCELLABLE, RETRIABLE, Attempt, Held, decidable
 
 MICROSECOND = timedelta(microseconds=1)
+# Of one that was rerouted, whose key says so: the message made of it, or the one there already.
+REROUTED_TO = """
+coalesce(
+    (SELECT newer.recipient FROM message AS newer WHERE newer.replaces = message.id),
+    (SELECT newer.recipient FROM rerouted JOIN message AS newer ON newer.id = rerouted.message
+     WHERE rerouted.facts_key = message.facts_key AND rerouted.recipient = message.recipient
+         AND message.content_key LIKE '%:rerouted:%')
+) AS rerouted_to"""
 _KEPT = " AND due_at IS NOT NULL AND agency IN (SELECT agency FROM hold)"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -65,10 +73,11 @@ class SqliteAccount(SqliteFile):
         where = " AND ".join(f"{key} = :{key}" for key in given) or "TRUE"
         where += _KEPT if kept else ""
         rows = self._read(
-            f"SELECT * FROM message WHERE {where} ORDER BY id DESC LIMIT :limit OFFSET :offset",  # noqa: S608 - our own column names
+            f"SELECT message.*, {REROUTED_TO} FROM message WHERE {where}"  # noqa: S608 - our own column names
+            " ORDER BY id DESC LIMIT :limit OFFSET :offset",
             {**given, "limit": limit, "offset": offset},
         )
-        return [held_of(row) for row in rows]
+        return [held_of(row, row["rerouted_to"]) for row in rows]
 
     def attempts(self, message_id: int) -> list[Attempt]:
         rows = self._read("SELECT * FROM attempt WHERE message = ? ORDER BY id", (message_id,))
@@ -282,7 +291,7 @@ def moment_if(micros: int | None) -> datetime | None:
     return None if micros is None else moment(micros)
 
 
-def held_of(row: sqlite3.Row) -> Held:
+def held_of(row: sqlite3.Row, rerouted_to: str | None = None) -> Held:
     return Held(
         id=row["id"],
         reference=row["reference"],
@@ -305,4 +314,5 @@ def held_of(row: sqlite3.Row) -> Held:
         ),
         purged_at=moment_if(row["purged_at"]),
         replaces=row["replaces"],
+        rerouted_to=rerouted_to,
     )

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from referrals.delivery import DeliveryStatus
-from referrals.outboxes.sqlite.account import held_of, micros, moment
+from referrals.outboxes.sqlite.account import REROUTED_TO, held_of, micros, moment
 from referrals.outboxes.sqlite.verifications import SqliteVerifications
 from referrals.queueing import LIVE, Held, Queued
 
@@ -61,7 +61,10 @@ class SqliteHolds(SqliteVerifications):
 
     def disclosed(self, agency: str, recipient: str, *, limit: int = 1_000) -> list[Held]:
         """See `ports.Holds`."""
-        return [held_of(row) for row in self._read(_DISCLOSED, (agency, recipient, limit))]
+        return [
+            held_of(row, row["rerouted_to"])
+            for row in self._read(_DISCLOSED, (agency, recipient, limit))
+        ]
 
     def reroute(self, rerouting: Rerouting, now: datetime) -> Iterator[list[Rerouted]]:
         """See `ports.Holds`."""
@@ -226,10 +229,11 @@ WHERE agency = ? AND status IN ('queued', 'sending', 'delayed', 'failed', 'uncer
 GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
 """
 
-_DISCLOSED = """
-SELECT * FROM message WHERE agency = ? AND recipient <> ? AND acknowledged_on IS NULL
+_DISCLOSED = f"""
+SELECT message.*, {REROUTED_TO}
+FROM message WHERE agency = ? AND recipient <> ? AND acknowledged_on IS NULL
     AND (relayed_at IS NOT NULL OR maybe_doubled) ORDER BY id DESC LIMIT ?
-"""
+"""  # noqa: S608 - ours
 
 _TO_REROUTE = """
 SELECT * FROM message JOIN content ON message = id
