@@ -119,7 +119,6 @@ def _cards(journey: Journey) -> list[Card]:
         if group.id == "location":
             continue  # stands with the case
         for inner in group.groups or (group,):
-            title = f"{group.title}: {inner.title.lower()}" if group.groups else inner.title
             for record in inner.groups or (inner,):
                 rows = tuple(_rows(record, journey.typed, missing, _to(journey, "details")))
                 if record.role and not rows:
@@ -127,9 +126,9 @@ def _cards(journey: Journey) -> list[Card]:
                         Row("Answer", "None recorded", journey.url("details?back=check", inner.id)),
                     )
                 if record.number and len(inner.groups) > 1:
-                    cards.append(Card(f"{title}, {record.title.lower()}", rows))
+                    cards.append(Card(f"{inner.title}, {record.title.lower()}", rows))
                 elif rows:
-                    cards.append(Card(title, rows))
+                    cards.append(Card(inner.title, rows))
     return [card for card in cards if card.rows]
 
 

@@ -270,7 +270,8 @@ def _agreement(roles: Mapping[str, tuple[Intervention, ...]], typed: Typed) -> G
         if not own:
             free += 1
             own = [free]
-        title = shared_facts()[f"people.{role}"].label
+        # The person's own facts stand under the person's name alone.
+        title = f"Agreement of the {shared_facts()[f'people.{role}'].label.lower()}"
         records = tuple(
             Group(
                 f"consents.{number}",

@@ -301,15 +301,10 @@ def _contexts(groups: Iterable[Group], several: bool) -> dict[str, str]:
     made = {}
     for group in groups:
         for inner in group.groups or (group,):
-            if inner.id.startswith("consents."):
-                title = f"Agreement, {inner.title.lower()}"
-            elif inner.id.startswith(("people.", "incidents.")) or (
+            if inner.id.startswith(("people.", "incidents.", "consents.")) or (
                 several and inner.id.startswith("answers.")
             ):
-                title = inner.title
-            else:
-                continue
-            made.update({one.name: title for one in inner.every()})
+                made.update({one.name: inner.title for one in inner.every()})
     return made
 
 

@@ -557,6 +557,19 @@ def test_says_what_an_agreement_that_was_refused_stops(walking: Walking) -> None
     assert "Mediation" not in said(walker.get(went))
 
 
+def test_no_two_groups_of_questions_have_the_same_name(walking: Walking) -> None:
+    """What is asked of a person stands apart from what that person agreed to."""
+    walker = walking(*INTERVENTIONS)
+    check = walker.to_check(*INTERVENTIONS)
+    legends = re.findall(r"<h[23] class=\"govuk-fieldset__heading\">(.*?)</h[23]>",
+                         walker.get(f"{walker.at}/details").text)  # fmt: skip
+    assert {"Person harmed", "Agreement of the person harmed"} < set(legends)
+    titles = re.findall(r'class="govuk-summary-card__title">\s*(.*?)\s*<', check)
+    assert "Agreement of the person harmed" in titles
+    for names in (legends, titles):
+        assert len(names) == len(set(names)), names
+
+
 def test_a_second_record_of_a_persons_agreement_counts(walking: Walking) -> None:
     """The newest one does; both stay recorded."""
     walker = walking("victim-hardening")
