@@ -215,7 +215,7 @@ def files_of(outbox: Path, case_reference: str, interventions: Iterable[str]) ->
         path
         for folder in ("drafts", "sink")
         for path in _files(outbox / folder)
-        if _is_named_for(path.name, case_reference) or _told_in_subject(path) & wanted
+        if is_named_for(path.name, case_reference) or _told_in_subject(path) & wanted
     ]
 
 
@@ -246,7 +246,7 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _is_named_for(name: str, case_reference: str) -> bool:
+def is_named_for(name: str, case_reference: str) -> bool:
     """Whether it begins with a reference, and that is the one of this case and what follows it."""
     plain = name.removeprefix(".")
     reference, rest = plain[:_REFERENCE_LENGTH], plain[_REFERENCE_LENGTH + 1 :]

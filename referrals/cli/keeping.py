@@ -27,10 +27,12 @@ from referrals.texts import day_words
 
 if TYPE_CHECKING:
     from referrals.audit import Entry
+    from referrals.directory import Directory
     from referrals.ports import Outbox
     from referrals.queueing import Attempt, Held
     from referrals.retention import DailyPurge, Retained
     from referrals.settings import Settings
+    from referrals.web.case_kept import Kept
 
 _EVERY = 1_000_000
 
@@ -179,15 +181,19 @@ def export_command(case_reference: str, out: Path, as_json: bool) -> None:
     from referrals.case_export import as_json as encoded
     from referrals.case_export import export_folder, export_zip
     from referrals.retention import files_of
+    from referrals.web.case_kept import kept_by_page
 
     settings = read_settings()
     case_reference = case_reference.upper()
     with open_outbox(settings) as outbox:
         found = outbox.held(case_reference=case_reference, limit=_EVERY)
         entries = list(outbox.audit(case_reference))
-        beside = files_of(settings.outbox, case_reference, _interventions(found, settings))
-        if not found and not entries and not beside:
-            raise NotInOutbox(f"Nothing of {case_reference} is in the outbox.")
+        directory = _directory(settings)
+        beside = files_of(settings.outbox, case_reference, _interventions(found, directory))
+        with kept_by_page(settings) as page:
+            kept = page.of_case(case_reference, directory)
+        if not found and not entries and not beside and not kept:
+            raise NotInOutbox(f"Nothing of {case_reference} is in the outbox, or on the page.")
         attempts = {one.id: outbox.attempts(one.id) for one in found}
         files: dict[str, bytes] = {}
         for one in found:
@@ -207,15 +213,21 @@ def export_command(case_reference: str, out: Path, as_json: bool) -> None:
             for one in found
         ],
         "drafts": [name for name in files if not name.startswith("messages/")],
+        "page": [_kept_json(one) | {"holds": one.content} for one in kept],
         "audit": [entry_json(entry) for entry in entries],
     }
-    text = "\n".join(_index(case_reference, found, attempts, files, entries))
+    text = "\n".join(_index(case_reference, found, attempts, files, entries, kept))
     files |= {"index.json": encoded(account), "index.txt": text.encode()}
     if out.suffix.lower() == ".zip":
         export_zip(out, files)
     else:
         export_folder(out, files)
-    counts = {"messages": len(found), "audit": len(entries), "drafts": len(beside)}
+    counts = {
+        "messages": len(found),
+        "audit": len(entries),
+        "drafts": len(beside),
+        "page": len(kept),
+    }
     if as_json:
         print_json(counts | {"out": str(out)})
     else:
@@ -224,24 +236,51 @@ def export_command(case_reference: str, out: Path, as_json: bool) -> None:
             f"{counted(len(entries), 'audit entry', 'audit entries')} written to {out}. Drafts "
             "saved in other folders, and what mail clients hold, are not in it."
         )
+        if kept:
+            click.echo("With it is what the page keeps of the case, in index.json:")
+            _tell_kept(kept)
 
 
 def _message_file(held: Held) -> str:
     return f"messages/{held.reference}-{held.intervention}-{held.id}.eml"
 
 
-def _interventions(found: list[Held], settings: Settings) -> set[str]:
-    """Those that the case was referred to, and all of the directory if it can be read."""
+def _directory(settings: Settings) -> Directory | None:
+    """None if config/ has a mistake, which is no reason to hold an erasure up."""
     from referrals.directory_files import read_directory
     from referrals.errors import ConfigurationError
     from referrals.settings_sources import config_folder, templates_folder
 
-    known = {one.intervention for one in found}
     try:
-        directory = read_directory(config_folder(settings), templates_folder(settings))
+        return read_directory(config_folder(settings), templates_folder(settings))
     except ConfigurationError:
-        return known
-    return known | set(directory.interventions)
+        return None
+
+
+def _interventions(found: list[Held], directory: Directory | None) -> set[str]:
+    """Those that the case was referred to, and all of the directory."""
+    return {one.intervention for one in found} | set(directory.interventions if directory else ())
+
+
+def _kept_json(one: Kept) -> dict[str, Any]:
+    return {
+        "kind": one.kind,
+        "id": one.id,
+        "owner": one.owner or None,
+        "saved_at": one.saved_at.isoformat(),
+        "expires_at": one.expires_at.isoformat(),
+        "sure": one.is_sure,
+    }
+
+
+def _tell_kept(kept: list[Kept]) -> None:
+    for one in kept:
+        whose = f" of {one.owner}" if one.owner else ""
+        click.echo(
+            f"  {one.kind}{whose}, saved {moment_words(one.saved_at)}"
+            f"{'' if one.is_sure else ', which could not be read and may hold the case'}; "
+            f"expires {moment_words(one.expires_at)}"
+        )
 
 
 def _index(
@@ -250,6 +289,7 @@ def _index(
     attempts: dict[int, list[Attempt]],
     files: dict[str, bytes],
     entries: list[Entry],
+    kept: list[Kept],
 ) -> Iterator[str]:
     yield f"All that the outbox holds on {case_reference}"
     yield f"Written on {moment_words(bootstrap.now())}"
@@ -268,6 +308,9 @@ def _index(
             yield f"  content: {_message_file(one)}"
         for number, attempt in enumerate(attempts[one.id], 1):
             yield f"  attempt {number}: {attempt_words(attempt)}"
+    if kept:
+        yield "\nWhat the page keeps (all that was typed is in index.json)"
+        yield from (f"  {one.kind}, saved {moment_words(one.saved_at)}" for one in kept)
     beside = sorted(name for name in files if not name.startswith("messages/"))
     if beside:
         yield "\nDrafts and other files"
@@ -286,34 +329,40 @@ def erase_command(case_reference: str, yes: bool, as_json: bool) -> None:
     """Forget the content of every message of one case, and delete its drafts; the audit stays.
 
     For a request for erasure (UK GDPR art. 17). Drafts are found in the outbox folder by their
-    names and subjects. Drafts in other folders, exports, backups and what mail clients hold are
-    for you to delete.
+    names and subjects. What the page keeps goes too: half-made referrals of the case, and
+    spreadsheets with a row of it as a whole. Drafts in other folders, exports, backups and what
+    mail clients hold are for you to delete.
 
     \b
     Example: referrals outbox erase CASE-1 --yes
     """
     from referrals.retention import delete, files_of
+    from referrals.web.case_kept import at_work, kept_by_page
 
     settings = read_settings()
     case_reference = case_reference.upper()
-    with open_outbox(settings) as outbox:
+    with open_outbox(settings) as outbox, kept_by_page(settings) as page:
         found = outbox.held(case_reference=case_reference, limit=_EVERY)
-        beside = files_of(settings.outbox, case_reference, _interventions(found, settings))
-        if not found and not beside:
-            raise NotInOutbox(f"Nothing of {case_reference} is in the outbox.")
+        directory = _directory(settings)
+        beside = files_of(settings.outbox, case_reference, _interventions(found, directory))
+        kept = page.of_case(case_reference, directory)
+        going = [one for one in kept if one.is_sure]
+        unsure = [one for one in kept if not one.is_sure]
+        if not found and not beside and not kept:
+            raise NotInOutbox(f"Nothing of {case_reference} is in the outbox, or on the page.")
         whole = [one for one in found if one.purged_at is None]
         waiting = [one.reference for one in whole if _waits(one)]
         erased = 0
         if yes:
+            if any(one.under_way for one in going):
+                raise at_work()
             erased = outbox.erase(case_reference, bootstrap.now())
             delete(beside)
-            if beside:
-                outbox.note(
-                    "erased",
-                    {"files": len(beside)},
-                    bootstrap.now(),
-                    case_reference=case_reference,
-                )
+            page.erase(going)
+            counts = {"files": len(beside), "page": len(going)}
+            if any(counts.values()):
+                done = {name: number for name, number in counts.items() if number}
+                outbox.note("erased", done, bootstrap.now(), case_reference=case_reference)
     if as_json:
         print_json(
             {
@@ -322,6 +371,8 @@ def erase_command(case_reference: str, yes: bool, as_json: bool) -> None:
                 "waiting": waiting,
                 "drafts": [str(path) for path in beside],
                 "drafts_deleted": len(beside) if yes else 0,
+                "page": [_kept_json(one) for one in kept],
+                "page_removed": len(going) if yes else 0,
             }
         )
         return
@@ -331,15 +382,29 @@ def erase_command(case_reference: str, yes: bool, as_json: bool) -> None:
             f"Content of {counted(erased, 'message')} erased, {drafts} deleted. Drafts in other "
             "folders, exports, backups and what mail clients hold are for you to delete."
         )
+        if going:
+            click.echo("Of what the page kept, these are removed:")
+            _tell_kept(going)
+        _tell_unsure(unsure)
         return
     click.echo(f"Content of {messages} would be erased and {drafts} deleted:")
     for one in whole:
         click.echo(f"  {one.reference} {one.intervention}: {told_status(one)}")
     for path in beside:
         click.echo(f"  {path}")
+    if going:
+        click.echo("Of what the page keeps would be removed, a spreadsheet as a whole:")
+        _tell_kept(going)
+    _tell_unsure(unsure)
     if waiting:
         click.echo(f"Cancel or deliver first what still waits: {', '.join(waiting)}.")
     click.echo("Add --yes to erase.")
+
+
+def _tell_unsure(unsure: list[Kept]) -> None:
+    if unsure:
+        click.echo("The page keeps what is left as it is: ask whose it is, or let it expire.")
+        _tell_kept(unsure)
 
 
 def _waits(held: Held) -> bool:

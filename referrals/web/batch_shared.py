@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from referrals.errors import OutboxUnusable
 from referrals.web.batch_folder import DRAFTS, ERRORS, LEFT_OUT, UPLOAD, BatchFolder, workplace
-from referrals.web.store import Statements, Tables
+
+if TYPE_CHECKING:
+    from referrals.web.store import Statements, Tables
 
 log = logging.getLogger(__name__)
 

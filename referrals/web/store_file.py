@@ -38,6 +38,14 @@ class StoreFile:
                 connection.close()
             self._idle.clear()
 
+    def forget_log(self) -> None:
+        """Empty SQLite's log, which still holds what was overwritten in the file.
+
+        Where another process is in the way, the log is overwritten by what is written next.
+        """
+        with self._connection() as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         with self._connection() as connection:
