@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic_core import PydanticCustomError
 
+from referrals.case_files import numbered_as_in_file
 from referrals.errors import (
     AddressUnverified,
     CaseInvalid,
@@ -97,14 +98,17 @@ def check_row(
         said = {problem.where for problem in row.problems}
         problems += (
             one
-            for one in error.problems
+            for one in (numbered_as_in_file(problem, row.numbers) for problem in error.problems)
             if one.where not in said and not _is_for_another(one, asked)
         )
     except CaseUnreadable as error:
         problems.append(Problem("(the row)", str(error), "", "case-unreadable"))
     else:
         for assessment in (service.assess(case, place, name) for name in asked):
-            problems += [*assessment.problems, *_blocks(assessment)]
+            problems += (
+                numbered_as_in_file(problem, row.numbers)
+                for problem in (*assessment.problems, *_blocks(assessment))
+            )
             ready.append(assessment)
         if submitting and not problems:
             problems += _unaddressed(ready)

@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from referrals.errors import CaseInvalid, CaseUnreadable, Problem
@@ -112,7 +113,7 @@ def parse_csv(text: str, name: str) -> Iterator[dict[str, Any]]:
                     "Name the column; or quote a cell that holds the separator "
                     f"({'tab' if delimiter == chr(9) else delimiter})."
                 )
-            yield columns.nested(row)
+            yield columns.nested(row)[0]
     except csv.Error as error:
         raise CaseUnreadable(f"{name} is not CSV: {error}, line {rows.line_num}.") from None
 
@@ -142,6 +143,20 @@ def column_name(cell: str) -> str:
     return lower if "." in name or lower in ("reference", "intervention") else name
 
 
+Numbers = Mapping[str, Sequence[int]]
+"""For each list with gaps, closed up in the case, the numbers that its items have in the file."""
+
+
+def numbered_as_in_file(problem: Problem, numbers: Numbers) -> Problem:
+    """With the name that the column has in the file, where a list before it has gaps."""
+    for group, filled in numbers.items():
+        start, _, rest = problem.where.removeprefix(f"{group}.").partition(".")
+        if problem.where.startswith(f"{group}.") and start.isdigit():
+            place = ".".join((group, str(filled[int(start) - 1]), *([rest] if rest else [])))
+            return replace(problem, where=place)
+    return problem
+
+
 class Columns:
     """A header, looked at once, so that a row costs little.
 
@@ -163,7 +178,7 @@ class Columns:
         if problems:
             raise CaseInvalid(problems)
         self._nameless = [position for position, one in enumerate(names) if not one]
-        self._top = _Group()
+        self._top = _Group("")
         self._plain = all(
             self._top.take(one.split("."), position) for position, one in enumerate(names) if one
         ) and self._top.settle(_DEEPEST)
@@ -200,26 +215,28 @@ class Columns:
                 return position
         return None
 
-    def nested(self, cells: Sequence[str]) -> dict[str, Any]:
-        """As `unflatten` makes it of the names and the cells."""
+    def nested(self, cells: Sequence[str]) -> tuple[dict[str, Any], Numbers]:
+        """As `unflatten` makes it of the names and the cells; and how the file counts lists."""
         if not self._plain:
             return unflatten(
                 (one, cell) for one, cell in zip(self.names, cells, strict=False) if one
-            )
+            ), {}
         if len(cells) < len(self.names):
             cells = [*cells, *[""] * (len(self.names) - len(cells))]
-        return self._top.made(cells)
+        numbers: dict[str, tuple[int, ...]] = {}
+        return self._top.made(cells, numbers), numbers
 
 
 class _Group:
     """What belongs under one name: values by their position in a row, and further groups."""
 
-    __slots__ = ("groups", "is_list", "values")
+    __slots__ = ("groups", "has_gaps", "is_list", "name", "values")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.values: dict[str, int] = {}
         self.groups: dict[str, _Group] = {}
-        self.is_list = False
+        self.is_list = self.has_gaps = False
 
     def take(self, parts: Sequence[str], position: int) -> bool:
         """False if a name would be both a value and a group."""
@@ -227,7 +244,8 @@ class _Group:
         if not rest:
             self.values[name] = position
             return name not in self.groups
-        return name not in self.values and self.groups.setdefault(name, _Group()).take(
+        whole = f"{self.name}.{name}" if self.name else name
+        return name not in self.values and self.groups.setdefault(name, _Group(whole)).take(
             rest, position
         )
 
@@ -239,13 +257,15 @@ class _Group:
             if self.values or any(map(str.isdigit, self._within())):
                 return False
             self.groups = dict(sorted(self.groups.items(), key=lambda one: int(one[0])))
+            self.has_gaps = list(map(int, self.groups)) != list(range(1, len(self.groups) + 1))
         within = all(group.settle(deepest - 1) for group in self.groups.values())
         return within and deepest > 1 and self.is_list == any(numbers)
 
     def _within(self) -> Iterator[str]:
         return (name for group in self.groups.values() for name in (*group.values, *group.groups))
 
-    def made(self, cells: Sequence[str]) -> dict[str, Any]:
+    def made(self, cells: Sequence[str], numbers: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+        """What the cells hold; `numbers` takes the lists in which something was left out."""
         made: dict[str, Any] = {
             name: cell
             for name, position in self.values.items()
@@ -253,10 +273,15 @@ class _Group:
         }
         for name, group in self.groups.items():
             if group.is_list:
-                items = [item for one in group.groups.values() if (item := one.made(cells))]
+                found = [one.made(cells, numbers) for one in group.groups.values()]
+                items = [item for item in found if item]
                 if items:
                     made[name] = items
-            elif inner := group.made(cells):
+                    if group.has_gaps or not all(found[: len(items)]):
+                        numbers[group.name] = tuple(
+                            int(one) for one, item in zip(group.groups, found, strict=True) if item
+                        )
+            elif inner := group.made(cells, numbers):
                 made[name] = inner
         return made
 

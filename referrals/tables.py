@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_origin
 from pydantic import BaseModel
 
 from referrals.case import Case
-from referrals.case_files import Columns, column_name, letters
+from referrals.case_files import Columns, Numbers, column_name, letters
 from referrals.directory import Directory, QuestionType
 from referrals.errors import CaseInvalid, CaseUnreadable, ColumnsInvalid, Problem
 
@@ -38,13 +38,15 @@ class Row:
     """One case as it stands in the file.
 
     `cells` are what the file holds, to be written out again; `raw` is the case, as far as it could
-    be read; `problems` are those of the form, before the case is looked at.
+    be read; `problems` are those of the form, before the case is looked at; `numbers` are for
+    `numbered_as_in_file`.
     """
 
     number: int
     cells: Sequence[Any] = field(repr=False)
     raw: Mapping[str, Any] = field(repr=False)
     problems: tuple[Problem, ...] = ()
+    numbers: Numbers = field(default_factory=dict)
 
 
 class Record(NamedTuple):
@@ -160,7 +162,7 @@ class _Table:
     def row(self, record: Record) -> Row | None:
         number, cells, problems, torn_at = record
         if torn_at is not None:
-            return Torn(number, cells, {}, problems, torn_at)
+            return Torn(number, cells, {}, problems, line=torn_at)
         texts: Sequence[str] = cells
         try:
             whole = "\n".join(texts)
@@ -185,7 +187,8 @@ class _Table:
         over = self._columns.without_name(texts)
         if over is not None:
             return Row(number, cells, {}, (*problems, _over(over, len(self._names))))
-        return Row(number, cells, self._columns.nested(texts), problems)
+        raw, numbers = self._columns.nested(texts)
+        return Row(number, cells, raw, problems, numbers)
 
     def _texts(self, cells: Sequence[Any]) -> tuple[list[str], tuple[Problem, ...]]:
         """Typed cells as texts."""

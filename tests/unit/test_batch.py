@@ -100,6 +100,27 @@ def test_every_error_of_every_row_is_found(
     assert seen.referrals == 1
 
 
+def test_a_column_keeps_its_number_where_one_before_it_is_blank(
+    cells: dict[str, str], tmp_path: Path, service: Service
+) -> None:
+    """A case closes the gaps of a list up; whoever mends the file looks for its own columns."""
+    row = {name.replace("consents.2.", "consents.4."): text for name, text in cells.items()}
+    row |= {"incidents.1.on": "", "incidents.1.what": "", "incidents.2.on": "2026-01-31"}
+    row |= {"consents.2.person": "", "consents.3.person": "other_party"}
+    row |= {"incidents.2.what": "", "consents.4.on": "Easter", "consents.1.how": "by pigeon"}
+    path = tmp_path / "cases.csv"
+    path.write_text(as_csv([row]), newline="")
+
+    errors, _ = errors_of(path, service)
+
+    assert {column for _, column, _ in where(errors)} == {
+        "incidents.2.what",
+        "consents.1.how",
+        *(f"consents.3.{one}" for one in ("interventions", "given", "on", "recorded_by", "how")),
+        "consents.4.on",
+    }
+
+
 def test_two_rows_for_one_referral_are_both_wrong(
     cells: dict[str, str], tmp_path: Path, service: Service
 ) -> None:
