@@ -400,23 +400,35 @@ class _Workbook(_RowFile):
         openpyxl = _openpyxl(self._path)
         from openpyxl.cell import WriteOnlyCell
 
-        from referrals.sheets import CellError
+        from referrals.sheets import CellError, column_index, escaped
 
         book = openpyxl.Workbook(write_only=True)
         sheet = book.create_sheet()
 
         def cell_of(value: Any) -> Any:
+            dayless = value.dayless if isinstance(value, CellError) else None
             if isinstance(value, CellError):
-                value = value.shown
-            cell = WriteOnlyCell(sheet, value)
+                value = dayless or value.shown
+            cell = WriteOnlyCell(sheet, escaped(value) if isinstance(value, str) else value)
+            if dayless:
+                cell.number_format = "mmm yyyy"
             if isinstance(value, str):
                 cell.data_type = "s"  # what begins with = is text here, never a formula
                 cell.number_format = "@"  # and what is typed in its place stays as typed
                 cell.quotePrefix = value[:1] in tuple(FORMULA_STARTS)
             return cell
 
-        for row in self.chosen(numbers):
-            sheet.append([cell_of(cell) for cell in row.cells])
+        for written, row in enumerate(self.chosen(numbers), 1):
+            cells = list(row.cells)
+            for problem in row.problems:
+                # What is wrong with a row must still be so in its copy.
+                if problem is _HIDDEN:
+                    sheet.row_dimensions[written].hidden = True
+                elif problem.code == _MERGED:
+                    place = column_index(problem.where.removeprefix("column "))
+                    cells += [None] * (place + 1 - len(cells))
+                    cells[place] = cells[place] or CellError("#N/A")
+            sheet.append([cell_of(cell) for cell in cells])
         book.save(to)
 
 
@@ -481,7 +493,7 @@ def _with_merged(rows: Iterator[SheetRow], merged: Sequence[Merged]) -> Iterator
                 f"column {letters(one.column)}",
                 "is merged with the cell above, which alone holds the value.",
                 "Unmerge the cells and fill in each.",
-                "merged",
+                _MERGED,
             )
             for one in reaching
         )
@@ -489,6 +501,7 @@ def _with_merged(rows: Iterator[SheetRow], merged: Sequence[Merged]) -> Iterator
         yield plain._replace(problems=plain.problems + problems)
 
 
+_MERGED = "merged"
 _HIDDEN = Problem(
     WHOLE_ROW,
     "is hidden, by a filter perhaps.",

@@ -445,6 +445,12 @@ def _error_of(error: CellError) -> _Words:
             "Open the workbook in a spreadsheet program and save it; or type the value itself.",
             "cell-error",
         )
+    if error.dayless:
+        return (
+            "is a date of which only the month or the year is shown: its day was never typed.",
+            "Type the whole date, as 31/01/2026, and format the cell as a date with its day.",
+            "cell-type",
+        )
     return _shown_only(error.shown, "other") or _FORMULA_ERROR
 
 

@@ -542,7 +542,14 @@ MOMENT = "answers.police-dispersal-order.starts"
         ("incidents.1.on", "59", "d/m/yyyy", "1900-02-28"),
         ("incidents.1.on", "61", "d/m/yyyy", "1900-03-01"),
         ("incidents.1.on", "0.75", "hh:mm", "18:00"),
-        ("incidents.1.on", "46328", '"day "0', "46328"),
+        ("incidents.1.on", "46328", '"day "0', "day 46328"),
+        ("incidents.1.on", "46328", "[$-409]mmm\\-yy;@", None),
+        ("incidents.1.on", "46328", "yyyy", None),
+        ("incidents.1.on", "46328", "d-mmm", "2026-11-02"),
+        ("incidents.1.on", "46328", "dd/mm/yyyy hh:mm", "2026-11-02"),
+        (MOMENT, "46328", "dd/mm/yyyy", "2026-11-02"),
+        (MOMENT, "46328", "dd/mm/yyyy hh:mm", "2026-11-02 00:00"),
+        (MOMENT, "46328.75", "dd/mm/yyyy", "2026-11-02 18:00"),
         ("incidents.1.on", "46328", "0.00E+00", "46328"),
         ("incidents.1.on", "0.5", "0%", "0.5"),
         ("incidents.1.on", "1.25", "[h]:mm", "1 day, 6:00:00"),
@@ -552,6 +559,12 @@ MOMENT = "answers.police-dispersal-order.starts"
         (PHONE, "7700900123", "0", None),
         ("incidents.1.reference", "24000123", "General", "24000123"),
         ("incidents.1.reference", "24000123.0", "0", "24000123"),
+        ("incidents.1.reference", "24000123", "#,##0", "24000123"),
+        ("incidents.1.reference", "123", '"HC/"0000', "HC/0123"),
+        ("incidents.1.reference", "123", '_-"HC"\\-#_-;@', "HC-123"),
+        ("incidents.1.reference", "12345", '"HC/"0000"/26"', "HC/12345/26"),
+        ("incidents.1.reference", "123", '"HC "General', "HC 123"),
+        ("incidents.1.reference", "123.5", '"HC "0', None),
         ("incidents.1.reference", "2.4000123E7", "General", "24000123"),
         ("incidents.1.reference", "24000123.000000004", "General", "24000123"),
         ("incidents.1.reference", "1.2345678901234568E+17", "General", None),
@@ -571,7 +584,10 @@ def test_a_number_is_read_as_it_is_shown(
     tmp_path: Path,
     directory: Directory,
 ) -> None:
-    """None: what was typed can't be told any more, and that is said."""
+    """None: what was typed can't be told any more, and that is said.
+
+    A day without its time is none of midnight, nor a month its first day.
+    """
     book.add([["reference", column], ["A1", book.number(written, shown)]])
     (row,) = read(book.save(tmp_path / "cases.xlsx"), directory)
 
@@ -1016,6 +1032,36 @@ def test_a_workbooks_cells_keep_their_types(
         (one.where, one.code) for one in again.problems
     ]
     assert before.raw == again.raw
+
+
+def test_what_is_wrong_in_a_workbook_is_so_in_the_rows_left_out(
+    book: Book, tmp_path: Path, directory: Directory
+) -> None:
+    """Or the file that is to be mended would pass without."""
+    header = ["reference", NAME, "incidents.1.on", PLACE]
+    month = book.number("46328", "mmm-yy")
+    book.add(
+        [
+            header,
+            ["A1", "Alex_x000B_Sample _x005F_x0041_"],
+            ["A2", "_xD800_ _xFFFF_", month, "both"],
+            ["A3", "Bo"],
+        ],
+        hidden=[2],
+        after='<mergeCells count="1"><mergeCell ref="D3:D4"/></mergeCells>',
+    )
+    path, left = book.save(tmp_path / "cases.xlsx"), tmp_path / "left.xlsx"
+    open_rows(path, directory).copy(left, {2, 3, 4})
+
+    before, again = read(path, directory), read(left, directory)
+    assert wrong(before) == [
+        (2, "(the row)", "hidden"),
+        (3, "incidents.1.on", "cell-type"),
+        (4, "column D", "merged"),
+    ]
+    assert wrong(again) == [*wrong(before)[:2], (4, PLACE, "cell-error")]
+    assert again[0].raw["people"] == {"victim": {"name": "Alex\vSample _x0041_"}}
+    assert [row.raw for row in again[:2]] == [row.raw for row in before[:2]]
 
 
 def test_without_openpyxl_a_workbook_is_read_and_the_remedy_for_writing_is_said(
