@@ -129,7 +129,7 @@ def letters(position: int) -> str:
 
 
 _BREAKS = re.compile(r"\s*(?:[\r\n\u2028\u2029]|(?<=\.)\s|\s(?=\.))\s*")
-_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+UNSEEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
 def column_name(cell: str) -> str:
@@ -137,7 +137,7 @@ def column_name(cell: str) -> str:
 
     Blank space around its parts, line breaks, characters that can't be seen, and capitals.
     """
-    name = _BREAKS.sub("", _UNSEEN.sub("", cell).strip())
+    name = _BREAKS.sub("", UNSEEN.sub("", cell).strip())
     lower = name.lower()
     # A single word in capitals is rather somebody's name, in a file without a header.
     return lower if "." in name or lower in ("reference", "intervention") else name

@@ -351,7 +351,7 @@ class _Workbook(_RowFile):
             sheet, merged = self._chosen
             rows = _next_ones(self._path, book.rows(sheet))
             records = _with_merged(rows, merged) if merged else map(_record, rows)
-            yield from cases_of(records, self._directory, self._path)
+            yield from cases_of(records, self._directory, self._path, typed=True)
 
     def _choose(self, book: Workbook) -> Sheet:
         """Raises CaseUnreadable, without their names, if several could be meant."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_origin
 from pydantic import BaseModel
 
 from referrals.case import Case
-from referrals.case_files import Columns, Numbers, column_name, letters
+from referrals.case_files import UNSEEN, Columns, Numbers, column_name, letters
 from referrals.directory import Directory, QuestionType
 from referrals.errors import CaseInvalid, CaseUnreadable, ColumnsInvalid, Problem
 
@@ -72,7 +72,7 @@ STRAY_BYTE = re.compile("[\udc80-\udcff]")  # how `surrogateescape` shows what i
 
 
 FORMULA_STARTS = "=+-@\t\r＝＋－＠"
-_GUARD = re.compile(f"'(?=[{re.escape(FORMULA_STARTS)}])")
+_GUARD = re.compile(rf"'(?=[{re.escape(FORMULA_STARTS)}]|\d[\d ]{{4,}}(?:\n|\Z))", re.ASCII)
 
 
 def guarded(cell: str) -> str:
@@ -91,9 +91,19 @@ def header_at(rows: Sequence[Sequence[Any]], known: Container[str]) -> int | Non
 
 
 def cases_of(
-    records: Iterator[Record], directory: Directory, path: Path, *, mixed: bool = False
+    records: Iterator[Record],
+    directory: Directory,
+    path: Path,
+    *,
+    typed: bool = False,
+    mixed: bool = False,
 ) -> Iterator[Row]:
-    """The header as row 0, then each row that is not blank."""
+    """The header as row 0, then each row that is not blank.
+
+    Args:
+        typed: the cells are those of a workbook, where no separator can shift them.
+        mixed: the text is UTF-8 but for a few letters.
+    """
     early = list(islice(records, HEADER_WITHIN))
     known = KnownColumns(directory)
     place = header_at([one.cells for one in early], known)
@@ -113,7 +123,7 @@ def cases_of(
                 f"among its first {HEADER_WITHIN}. `referrals new --csv` prints one."
             )
     header = early[place].cells
-    table = _Table(header, directory, str(path), mixed=mixed)
+    table = _Table(header, directory, str(path), typed=typed, mixed=mixed)
     yield Row(0, header, {})
     for one in early[:place]:
         if sum(map(_is_filled, one.cells)) > _TITLE:
@@ -141,22 +151,30 @@ class _Table:
     """What is known of a file's columns, so that a row costs little."""
 
     def __init__(
-        self, header: Sequence[Any], directory: Directory, name: str, *, mixed: bool
+        self, header: Sequence[Any], directory: Directory, name: str, *, typed: bool, mixed: bool
     ) -> None:
-        typed = ["" if cell is None else str(cell) for cell in header]
+        shown = ["" if cell is None else str(cell) for cell in header]
         problems: list[Problem] = []
         try:
-            self._columns = Columns(typed, name)
+            self._columns = Columns(shown, name)
         except CaseInvalid as error:
             problems += error.problems
-        problems += _strangers(typed, directory, {one.where for one in problems})
+        problems += _strangers(shown, directory, {one.where for one in problems})
         if problems:
             raise ColumnsInvalid(problems)
+        self._typed = typed
         self._mixed = mixed
         self._names = self._columns.names
         self._wants = [_wanted(column, directory) for column in self._names]
-        self._phones = [
-            place for place, column in enumerate(self._names) if column.endswith("phone")
+        self._numbers = [
+            (place, *(_PHONE if column.endswith("phone") else _CODE))
+            for place, (column, want) in enumerate(zip(self._names, self._wants, strict=True))
+            if want == "code" or column.endswith("phone")
+        ]
+        self._bare = [
+            place
+            for place, (column, want) in enumerate(zip(self._names, self._wants, strict=True))
+            if want != "text" or column.endswith(("email", "postcode", "area", "district"))
         ]
 
     def row(self, record: Record) -> Row | None:
@@ -174,19 +192,26 @@ class _Table:
             return None
         if "'" in whole and _GUARD.search(whole):
             texts = [text[1:] if _GUARD.match(text) else text for text in texts]
+        if not whole.isascii() and UNSEEN.search(whole):
+            texts = self._without_unseen(texts)
+        if not self._typed and ("=" in whole or ' "' in whole):
+            texts, wrong = self._as_opened(texts)
+            problems += wrong
         if self._mixed or any(map(whole.__contains__, _SUSPECT)):
             texts, wrong = self._checked(texts, cells)
             problems += wrong
-        for place in self._phones:
+        for place, form, words in self._numbers:
             if (
                 place < len(texts)
                 and type(cells[place]) is str  # of others it is said already
-                and _NO_ZERO.fullmatch(texts[place])
+                and form.fullmatch(texts[place])
             ):
-                problems += (Problem(self._names[place], *_LOST_ZERO),)
+                problems += (Problem(self._names[place], *words),)
         over = self._columns.without_name(texts)
         if over is not None:
-            return Row(number, cells, {}, (*problems, _over(over, len(self._names))))
+            problems += (_over(over, self._typed or over < len(self._names)),)
+            if not self._typed:
+                return Row(number, cells, {}, problems)
         raw, numbers = self._columns.nested(texts)
         return Row(number, cells, raw, problems, numbers)
 
@@ -204,6 +229,28 @@ class _Table:
             if problem and place < len(self._names):
                 problems.append(Problem(self._names[place], *problem))
         return texts, tuple(problems)
+
+    def _without_unseen(self, texts: Sequence[str]) -> Sequence[str]:
+        """Where no text is wanted, what nobody can see would make a right value a wrong one."""
+        bare = list(texts)
+        for place in self._bare:
+            if place < len(bare):
+                bare[place] = UNSEEN.sub("", bare[place])
+        return bare
+
+    def _as_opened(self, texts: Sequence[str]) -> tuple[Sequence[str], tuple[Problem, ...]]:
+        """As a spreadsheet program that opens a CSV makes it of formulas and quotation marks."""
+        shown = list(texts)
+        problems = []
+        for place, text in enumerate(texts[: len(self._names)]):
+            if text[:1] == "=":
+                if quoted := _QUOTED.fullmatch(text):
+                    shown[place] = quoted[1].replace('""', '"')
+                elif _CALCULATED.match(text):
+                    problems.append(Problem(self._names[place], *_FORMULA))
+            elif _TORN_APART.fullmatch(text):
+                problems.append(Problem(self._names[place], *_LATE_QUOTE))
+        return shown, tuple(problems)
 
     def _checked(
         self, texts: Sequence[str], cells: Sequence[Any]
@@ -239,8 +286,9 @@ def _th(number: int) -> str:
     return {1: "st", 2: "nd", 3: "rd"}.get(number % 10 * (number % 100 not in (11, 12, 13)), "th")
 
 
-def _over(place: int, columns: int) -> Problem:
-    if place >= columns:
+def _over(place: int, in_place: bool) -> Problem:
+    """`in_place`: the value stands where it was typed; no separator can have moved it."""
+    if not in_place:
         return Problem(
             WHOLE_ROW,
             "has more cells than there are columns.",
@@ -256,14 +304,36 @@ def _over(place: int, columns: int) -> Problem:
 
 
 # What a row holds if a cell of it is to be looked at: most have none of them.
-_SUSPECT = ("#", "E+", "E-", "Ã", "Â", "â€", "Å", "Ä")
-_NO_ZERO = re.compile(r"\s*[1-9]\d{8,9}\s*", re.ASCII)
+_SUSPECT = ("#", "E+", "E-", "e+", "Ã", "Â", "â€", "Å", "Ä")
+_NO_ZERO = re.compile(r"\s*[1-9]\d{8,9}(?:\.0)?\s*", re.ASCII)
+_POINT_ZERO = re.compile(r"\s*\d{3,}\.0\s*", re.ASCII)
 _LOST_ZERO = (
     "has lost its leading zero, as happens where a spreadsheet takes a phone number for a number.",
     "Format the column as Text in the spreadsheet and type the whole number again.",
     "cell-type",
 )
-_SCIENTIFIC = re.compile(r"\s*-?\d(?:[.,]\d+)?E[+-]\d{2,3}\s*", re.ASCII)
+_TO_NUMBER = (
+    "ends in .0, as a program writes what it took for a number: what was typed may have changed.",
+    "Type the number again, and have the program keep the column as text.",
+    "cell-type",
+)
+_PHONE = _NO_ZERO, _LOST_ZERO
+_CODE = _POINT_ZERO, _TO_NUMBER
+_QUOTED = re.compile('="((?:[^"]|"")*)"')  # how programs save a CSV's digits from Excel
+_CALCULATED = re.compile(r"=\s*[\w$(\"'+\-{]")  # but => and ==== are no formulas
+_FORMULA = (
+    "holds a formula, and its value is not in the file.",
+    "Type the value itself; or open the file in the program that made it and save the values.",
+    "cell-error",
+)
+_TORN_APART = re.compile(r'\s+"[^"]*(?:"[^"]*"[^"]*)*')
+_LATE_QUOTE = (
+    "begins with blank space and a quotation mark, so that a separator in the quotation may have "
+    "moved what follows to other columns.",
+    "Take the blank space before the quotation mark away.",
+    "quote",
+)
+_SCIENTIFIC = re.compile(r"\s*-?\d(?:[.,]\d+)?[Ee][+-]\d{2,3}\s*", re.ASCII)
 _HASHES = re.compile(r"\s*#{2,}\s*")
 _ERRORS = frozenset(
     {"#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!",

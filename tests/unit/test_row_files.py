@@ -276,11 +276,77 @@ def test_what_a_spreadsheet_put_in_place_of_a_value_is_said(
         (2, NAME, "cell-error"),
         (2, "incidents.1.on", "cell-error"),
         (2, "incidents.1.reference", "cell-type"),
+        (3, NAME, "cell-error"),
         (3, PHONE, "cell-type"),
         (4, "reference", "cell-error"),
         (4, PHONE, "cell-type"),
         (4, "incidents.1.on", "cell-error"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("column", "written", "text"),
+    [
+        (PHONE, '"=""07700900123"""', "07700900123"),
+        (PHONE, '="07700900123"', "07700900123"),
+        ("reference", '="00123"', "00123"),
+        (PHONE, "'07700 900123", "07700 900123"),
+        (PHONE, "7700900123.0", None),
+        (PHONE, "7.7009e+09", None),
+        ("reference", "24000123.0", None),
+        ("incidents.1.reference", "24000123.0", None),
+        ("incidents.1.reference", "24.0", "24.0"),
+        (NAME, "=B7", None),
+        (NAME, "'=B7", None),
+        (NAME, '"=HYPERLINK(""x"",""Alex"")"', None),
+        (PLACE, "=> the back gate", "=> the back gate"),
+        (PLACE, "==== moved ====", "==== moved ===="),
+        (PLACE, '"""Gate"" he said"', '"Gate" he said'),
+        ("incidents.1.on", "\u200e31/01/2026\u200f", "31/01/2026"),
+        ("location.area", "city\u200b", "city"),
+        ("referrer.email", "\u202asam@council.example.com\u202c", "sam@council.example.com"),
+        (NAME, "\u0646\u200c\u0627", "\u0646\u200c\u0627"),
+    ],
+)
+def test_a_csv_is_read_as_a_spreadsheet_program_shows_it(
+    column: str, written: str, text: str | None, tmp_path: Path, directory: Directory
+) -> None:
+    """None: it shows something else, and that is said."""
+    path = saved(tmp_path, f"reference,{column},people.other_party.name\nA1,{written},Bo\n")
+    if column == "reference":
+        path = saved(tmp_path, f"reference,people.other_party.name\n{written},Bo\n")
+
+    (row,) = read(path, directory)
+
+    assert row.raw["people"]["other_party"]["name"] == "Bo"
+    if text is None:
+        assert [(number, where) for number, where, _ in wrong([row])] == [(2, column)]
+    else:
+        assert wrong([row]) == []
+        assert plain(row)[column] == text
+
+
+def test_a_quotation_after_a_blank_may_have_moved_what_follows(
+    tmp_path: Path, directory: Directory
+) -> None:
+    """`a, "b, c"` has three cells for every reader of CSV, of which one may be dropped unseen."""
+    text = f'reference, {PLACE}, {NAME}, {PHONE}\nA1, "1 Road, Town", Alex\nA2, 5" nails, Bo\n'
+
+    rows = read(saved(tmp_path, text), directory)
+
+    assert wrong(rows) == [(2, PLACE, "quote")]
+
+
+def test_a_note_beside_a_table_is_said_by_its_column_and_the_row_read_on(
+    book: Book, tmp_path: Path, directory: Directory
+) -> None:
+    """No separator can have moved the cells of a workbook."""
+    book.add([["reference", NAME, PHONE], ["A1", "Alex", book.number("77"), None, "rang twice"]])
+
+    (row,) = read(book.save(tmp_path / "cases.xlsx"), directory)
+
+    assert wrong([row]) == [(2, PHONE, "cell-type"), (2, "column E", "column")]
+    assert row.raw["people"]["victim"]["name"] == "Alex"
 
 
 # The header
