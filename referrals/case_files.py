@@ -11,7 +11,6 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NoReturn
 
 from referrals.errors import CaseInvalid, CaseUnreadable, Problem
@@ -147,14 +146,14 @@ Numbers = Mapping[str, Sequence[int]]
 """For each list with gaps, closed up in the case, the numbers that its items have in the file."""
 
 
-def numbered_as_in_file(problem: Problem, numbers: Numbers) -> Problem:
-    """With the name that the column has in the file, where a list before it has gaps."""
+def name_in_file(path: str, numbers: Numbers) -> str:
+    """The column of a path within a case, where a list before it has gaps."""
     for group, filled in numbers.items():
-        start, _, rest = problem.where.removeprefix(f"{group}.").partition(".")
-        if problem.where.startswith(f"{group}.") and start.isdigit():
-            place = ".".join((group, str(filled[int(start) - 1]), *([rest] if rest else [])))
-            return replace(problem, where=place)
-    return problem
+        if path.startswith(f"{group}."):
+            number, dot, rest = path.removeprefix(f"{group}.").partition(".")
+            if number.isdigit():
+                return f"{group}.{filled[int(number) - 1]}{dot}{rest}"
+    return path
 
 
 class Columns:

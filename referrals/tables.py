@@ -39,7 +39,7 @@ class Row:
 
     `cells` are what the file holds, to be written out again; `raw` is the case, as far as it could
     be read; `problems` are those of the form, before the case is looked at; `numbers` are for
-    `numbered_as_in_file`.
+    `name_in_file`.
     """
 
     number: int
