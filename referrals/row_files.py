@@ -158,7 +158,29 @@ def _encoding(path: Path, start: bytes) -> tuple[str, bool]:
         bad += len(decoder.decode(b"", final=True))
     if start.startswith(codecs.BOM_UTF8) or good >= bad:
         return "utf-8-sig", True
+    _check_cp1252(path)
     return "cp1252", False
+
+
+# What becomes of é, è, ü, ’, £ … of a Macintosh or of MS-DOS, where no word has it; and what
+# CP1252 does not have at all. Not all that may: ‘ for ë is in other names.
+_FOREIGN = re.compile(
+    "(?<=[a-z])[ŽŠŒŸƒ‡ˆ‰‹˜‚„]|[A-Z][ŒŸƒ‡ˆ‰‹˜‚„][a-z]|[A-Za-z][”“•™¤¡¢£][a-z]|"
+    "[a-z]Õ[a-z]|[A-Z]Õ[A-Z][a-z]|\\sÐ\\s|œ\\d|[\udc80-\udcff]"
+)
+
+
+def _check_cp1252(path: Path) -> None:
+    """Raises CaseUnreadable if its letters make no sense as those of Windows."""
+    with _reading(path), path.open("rb") as file:
+        lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
+        for number, line in enumerate(lines, 1):
+            if not line.isascii() and _FOREIGN.search(line.decode("cp1252", "surrogateescape")):
+                raise CaseUnreadable(
+                    f"{path} is neither UTF-8 nor in the encoding of Windows, as line {number} "
+                    "shows: letters such as é would come out wrong. Save it from the workbook "
+                    "once more as CSV UTF-8, not as CSV (Macintosh) or CSV (MS-DOS)."
+                )
 
 
 def _lines(file: IO[str], path: Path) -> Iterator[str]:

@@ -84,7 +84,10 @@ class Workbook:
         self._file = path.open("rb")  # ours to close, even while a part is being read
         try:
             self._zip = ZipFile(self._file)
-            self._parts = {name.lower(): name for name in self._zip.namelist()}
+            # Some programs pack parts under "/xl/…" or, against ECMA-376 part 2, "xl\\…".
+            self._parts = {
+                name.lower().replace("\\", "/").lstrip("/"): name for name in self._zip.namelist()
+            }
             self._read_outline(path)
         except BaseException:
             self._file.close()

@@ -194,7 +194,7 @@ class _Table:
             texts = [text[1:] if _GUARD.match(text) else text for text in texts]
         if not whole.isascii() and UNSEEN.search(whole):
             texts = self._without_unseen(texts)
-        if not self._typed and ("=" in whole or ' "' in whole):
+        if not self._typed and ("=" in whole or ' "' in whole or "“" in whole):
             texts, wrong = self._as_opened(texts)
             problems += wrong
         if self._mixed or any(map(whole.__contains__, _SUSPECT)):
@@ -248,7 +248,9 @@ class _Table:
                     shown[place] = quoted[1].replace('""', '"')
                 elif _CALCULATED.match(text):
                     problems.append(Problem(self._names[place], *_FORMULA))
-            elif _TORN_APART.fullmatch(text):
+            elif _TORN_APART.fullmatch(text) or (
+                _OPENED.fullmatch(text) and "”" in "".join(texts[place + 1 : place + 2])
+            ):
                 problems.append(Problem(self._names[place], *_LATE_QUOTE))
         return shown, tuple(problems)
 
@@ -327,10 +329,11 @@ _FORMULA = (
     "cell-error",
 )
 _TORN_APART = re.compile(r'\s+"[^"]*(?:"[^"]*"[^"]*)*')
+_OPENED = re.compile(r"\s*“[^”]*")
 _LATE_QUOTE = (
-    "begins with blank space and a quotation mark, so that a separator in the quotation may have "
-    "moved what follows to other columns.",
-    "Take the blank space before the quotation mark away.",
+    "begins with a quotation mark that quotes no cell, as it is a curly one or has blank space "
+    "before it: a separator in the quotation may have moved what follows to other columns.",
+    'Begin the cell with a plain quotation mark (").',
     "quote",
 )
 _SCIENTIFIC = re.compile(r"\s*-?\d(?:[.,]\d+)?[Ee][+-]\d{2,3}\s*", re.ASCII)

@@ -129,6 +129,46 @@ def test_one_cp1252_letter_at_the_very_end_decides_for_the_whole(
     assert last.problems == ()
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("mac_roman", "Renée"),
+        ("mac_roman", "Müller"),
+        ("mac_roman", "OʼNeill".replace("ʼ", "’")),
+        ("mac_roman", "one – two"),
+        ("mac_roman", "Françoise"),
+        ("cp850", "Café"),
+        ("cp850", "Jörg"),
+        ("cp850", "Müller"),
+        ("cp437", "García"),
+        ("cp850", "£50"),
+    ],
+)
+def test_a_csv_of_a_macintosh_or_of_ms_dos_is_not_read_as_if_of_windows(
+    encoding: str, text: str, tmp_path: Path, directory: Directory
+) -> None:
+    """Excel offers both in its list of file types; RenŽe would be the wrong name."""
+    content = f"reference,{NAME}\nA1,Alex\nA2,{text}\n".encode(encoding)
+
+    assert "line 3 shows" in refused(saved(tmp_path, content), directory)
+
+
+def test_what_windows_has_is_no_sign_of_another_encoding(
+    tmp_path: Path, directory: Directory
+) -> None:
+    names = [
+        "Dušan Žižek",
+        "Ólafur Ó Briain",
+        "Sa‘id",
+        "O’Neill – “Al” … £5 • Œuvre™",
+        "ŠKODA",
+    ]
+    rows = "".join(f'A{number},"{name}"\n' for number, name in enumerate(names))
+    path = saved(tmp_path, f"reference,{NAME}\n{rows}".encode("cp1252"))
+
+    assert [plain(row)[NAME] for row in read(path, directory)] == names
+
+
 def test_a_stray_cp1252_letter_in_utf8_is_said_with_row_and_column(
     tmp_path: Path, directory: Directory
 ) -> None:
@@ -330,11 +370,14 @@ def test_a_quotation_after_a_blank_may_have_moved_what_follows(
     tmp_path: Path, directory: Directory
 ) -> None:
     """`a, "b, c"` has three cells for every reader of CSV, of which one may be dropped unseen."""
-    text = f'reference, {PLACE}, {NAME}, {PHONE}\nA1, "1 Road, Town", Alex\nA2, 5" nails, Bo\n'
+    text = (
+        f"reference, {PLACE}, {NAME}, {PHONE}\n"
+        'A1, "1 Road, Town", Alex\nA2, 5" nails, Bo\nA3,“1 Road, Town”,Alex\nA4,“Gate,Alex\n'
+    )
 
     rows = read(saved(tmp_path, text), directory)
 
-    assert wrong(rows) == [(2, PLACE, "quote")]
+    assert wrong(rows) == [(2, PLACE, "quote"), (4, PLACE, "quote")]
 
 
 def test_a_note_beside_a_table_is_said_by_its_column_and_the_row_read_on(
@@ -791,6 +834,19 @@ def test_the_other_dialects_of_open_xml_are_read(
     (row,) = read(book.save(tmp_path / "cases.xlsx", **how), directory)
 
     assert plain(row) == {"reference": "A1", "incidents.1.on": "2026-11-02"}
+
+
+@pytest.mark.parametrize("name", ["/{}", "{}"])
+def test_parts_are_found_however_their_names_are_packed(
+    name: str, book: Book, tmp_path: Path, directory: Directory
+) -> None:
+    book.add([["reference", NAME], ["A1", "Alex"]])
+    path, packed = tmp_path / "cases.xlsx", tmp_path / "packed.xlsx"
+    with ZipFile(book.save(path)) as parts, ZipFile(packed, "w") as anew:
+        for part in parts.namelist():
+            anew.writestr(name.format(part).replace("/", "\\"), parts.read(part))
+
+    assert plain(read(packed, directory)[0]) == {"reference": "A1", NAME: "Alex"}
 
 
 def test_a_hidden_row_is_neither_sent_nor_lost(
