@@ -411,10 +411,15 @@ class _Workbook(_RowFile):
         return shown[chosen[0] - 1]
 
     def _is_headed(self, book: Workbook, sheet: Sheet) -> str:
-        """Whether there are column names: "" if not, else "filled" or "empty" below them."""
+        """Whether there are column names: "" if not, else "filled" or "empty" below them.
+
+        The reference, or two others: a sheet whose reference has a wrong name holds cases too.
+        """
         early = list(islice(chain.from_iterable(book.rows(sheet)), HEADER_WITHIN))
-        place = header_at([row.cells for row in early], KnownColumns(self._directory))
-        if place is None or "reference" not in map(name_of, early[place].cells):
+        known = KnownColumns(self._directory)
+        place = header_at([row.cells for row in early], known)
+        names = [] if place is None else [name_of(cell) for cell in early[place].cells]
+        if place is None or ("reference" not in names and sum(map(known.__contains__, names)) < 2):
             return ""
         return "filled" if len(early) > place + 1 else "empty"
 

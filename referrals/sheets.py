@@ -482,7 +482,7 @@ class _Rows:
                     raise ValueError("rows out of order")
                 self.number = number
                 digits = len(str(number))
-                hidden = attributes.get("hidden") in ("1", "true")
+                hidden = attributes.get("hidden") in ("1", "true") or attributes.get("ht") == "0"
                 cells = []
             elif name == formula_:
                 formula = True

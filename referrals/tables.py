@@ -138,7 +138,7 @@ def cases_of(
 _ABOVE = Problem(
     WHOLE_ROW,
     "stands above the column names.",
-    "Put the row of column names above all cases.",
+    "Move it below them if it is a case; delete it if it is a heading.",
     "above",
 )
 
@@ -494,7 +494,8 @@ def as_cell_text(value: Any, wanted: Wanted = "other") -> tuple[str, _Words | No
         case int() | float():
             whole = isinstance(value, float) and value.is_integer()
             text, kind = str(int(value) if whole else value), "a number"
-            if wanted == "code" and text.isdigit() and len(text) <= _EXACT_DIGITS:
+            # 0 is what a formula makes of a blank cell.
+            if wanted == "code" and value and text.isdigit() and len(text) <= _EXACT_DIGITS:
                 return text, None
         case _:
             return value.shown, _error_of(value)

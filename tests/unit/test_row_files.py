@@ -674,6 +674,7 @@ MOMENT = "answers.police-dispersal-order.starts"
         ("incidents.1.reference", "12345", '"HC/"0000"/26"', "HC/12345/26"),
         ("incidents.1.reference", "123", '"HC "General', "HC 123"),
         ("incidents.1.reference", "123.5", '"HC "0', None),
+        ("incidents.1.reference", "0", "General", None),
         ("incidents.1.reference", "2.4000123E7", "General", "24000123"),
         ("incidents.1.reference", "24000123.000000004", "General", "24000123"),
         ("incidents.1.reference", "1.2345678901234568E+17", "General", None),
@@ -860,6 +861,16 @@ def test_a_hidden_row_is_neither_sent_nor_lost(
     assert wrong(rows) == [(3, "(the row)", "hidden")]
 
 
+def test_a_row_without_height_is_hidden(book: Book, tmp_path: Path, directory: Directory) -> None:
+    row = '<row r="2" ht="0" customHeight="1"><c r="A2" t="str"><v>A1</v></c></row>'
+    header = '<row r="1"><c r="A1" t="str"><v>reference</v></c></row>'
+    book.add_xml(f"<sheetData>{header}{row}</sheetData>")
+
+    assert wrong(read(book.save(tmp_path / "cases.xlsx"), directory)) == [
+        (2, "(the row)", "hidden")
+    ]
+
+
 def test_a_cell_merged_downwards_is_said_of_the_rows_that_have_no_value(
     book: Book, tmp_path: Path, directory: Directory
 ) -> None:
@@ -906,6 +917,18 @@ def test_the_sheet_with_cases_is_found_among_others(
     (row,) = read(book.save(tmp_path / "cases.xlsx", charts=["Chart1"]), directory)
 
     assert row.raw["reference"] == "A1"
+
+
+def test_a_sheet_is_one_of_cases_though_its_reference_has_a_wrong_name(
+    book: Book, tmp_path: Path, directory: Directory
+) -> None:
+    book.add([["Case ref", NAME, PLACE], ["A1", "Alex", "here"]], "Old")
+    book.add([["Notes"], ["location.place"]], "Notes")
+    alone = refused(book.save(tmp_path / "one.xlsx"), directory)
+    book.add(CASES, "New")
+
+    assert "column A: has a name" in alone
+    assert "more than one sheet: 1 and 3" in refused(book.save(tmp_path / "two.xlsx"), directory)
 
 
 def test_cases_in_two_sheets_are_not_left_out_unsaid(
