@@ -61,14 +61,20 @@ class CaseModel(BaseModel):
         return []
 
 
-def _not_after_today(value: date, info: ValidationInfo) -> date:
+def _within_memory(value: date, info: ValidationInfo) -> date:
     today = (info.context or {}).get("today")
     if today is not None and value > today:
         raise fault("future", "lies in the future.", "Write the day on which it happened.")
+    if value.year <= 1900:
+        raise fault(
+            "past",
+            "lies before 1901, as the date that programs write where there is none.",
+            "Write the day on which it happened, or nothing.",
+        )
     return value
 
 
-PastDay = Annotated[Day, AfterValidator(_not_after_today)]
+PastDay = Annotated[Day, AfterValidator(_within_memory)]
 
 
 def _field(

@@ -167,9 +167,10 @@ class _Table:
         self._names = self._columns.names
         self._wants = [_wanted(column, directory) for column in self._names]
         self._numbers = [
-            (place, *(_PHONE if column.endswith("phone") else _CODE))
+            (place, form, words)
             for place, (column, want) in enumerate(zip(self._names, self._wants, strict=True))
-            if want == "code" or column.endswith("phone")
+            for kind, form, words in _LOST
+            if kind == (want if want == "code" else column[-5:])
         ]
         self._bare = [
             place
@@ -197,7 +198,7 @@ class _Table:
         if not self._typed and ("=" in whole or ' "' in whole or "“" in whole):
             texts, wrong = self._as_opened(texts)
             problems += wrong
-        if self._mixed or any(map(whole.__contains__, _SUSPECT)):
+        if self._mixed or any(map(whole.__contains__, _SUSPECT)) or not _NULLS.isdisjoint(texts):
             texts, wrong = self._checked(texts, cells)
             problems += wrong
         for place, form, words in self._numbers:
@@ -307,8 +308,6 @@ def _over(place: int, in_place: bool) -> Problem:
 
 # What a row holds if a cell of it is to be looked at: most have none of them.
 _SUSPECT = ("#", "E+", "E-", "e+", "Ã", "Â", "â€", "Å", "Ä")
-_NO_ZERO = re.compile(r"\s*[1-9]\d{8,9}(?:\.0)?\s*", re.ASCII)
-_POINT_ZERO = re.compile(r"\s*\d{3,}\.0\s*", re.ASCII)
 _LOST_ZERO = (
     "has lost its leading zero, as happens where a spreadsheet takes a phone number for a number.",
     "Format the column as Text in the spreadsheet and type the whole number again.",
@@ -319,8 +318,22 @@ _TO_NUMBER = (
     "Type the number again, and have the program keep the column as text.",
     "cell-type",
 )
-_PHONE = _NO_ZERO, _LOST_ZERO
-_CODE = _POINT_ZERO, _TO_NUMBER
+_NOUGHT = (
+    "is 0, which a spreadsheet's formula makes of a blank cell.",
+    "Type the number itself, or leave the cell blank.",
+    "cell-error",
+)
+_LOST = [
+    ("phone", re.compile(r"\s*[1-9]\d{8,9}(?:\.0)?\s*", re.ASCII), _LOST_ZERO),
+    ("code", re.compile(r"\s*\d{3,}\.0\s*", re.ASCII), _TO_NUMBER),
+    ("code", re.compile(r"\s*0\s*", re.ASCII), _NOUGHT),
+]
+_NULLS = frozenset({"NULL", "null", "(null)", "<null>", "NaN", "nan", "NaT", "<NA>"})
+_NULL = (
+    "holds NULL or NaN, as a program exports a blank.",
+    "Leave the cell blank, or type the value.",
+    "cell-error",
+)
 _QUOTED = re.compile('="((?:[^"]|"")*)"')  # how programs save a CSV's digits from Excel
 _CALCULATED = re.compile(r"=\s*[\w$(\"'+\-{]")  # but => and ==== are no formulas
 _FORMULA = (
@@ -348,6 +361,8 @@ _Words = tuple[str, str, str]  # what, remedy, code
 
 
 def _shown_only(text: str, want: Wanted) -> _Words | None:
+    if text in _NULLS:
+        return _NULL
     if text.strip() in _ERRORS:
         return _FORMULA_ERROR
     if _HASHES.fullmatch(text):
@@ -494,9 +509,8 @@ def as_cell_text(value: Any, wanted: Wanted = "other") -> tuple[str, _Words | No
         case int() | float():
             whole = isinstance(value, float) and value.is_integer()
             text, kind = str(int(value) if whole else value), "a number"
-            # 0 is what a formula makes of a blank cell.
-            if wanted == "code" and value and text.isdigit() and len(text) <= _EXACT_DIGITS:
-                return text, None
+            if wanted == "code" and text.isdigit() and len(text) <= _EXACT_DIGITS:
+                return text, None if value else _NOUGHT
         case _:
             return value.shown, _error_of(value)
     if wanted not in ("text", "code"):

@@ -210,6 +210,7 @@ DATED: list[tuple[str, Any]] = [
 def test_what_is_recorded_has_happened(where: str, values: Any) -> None:
     read(**values(TODAY.isoformat()))
     assert kinds(**values(TOMORROW.isoformat())) == [(where, "future")]
+    assert (where, "past") in kinds(**values("1900-01-01")), "what programs write for no date"
 
 
 # --- the model is closed, frozen and silent
