@@ -15,12 +15,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from referrals.case_files import column_name, letters, parse_json
+from referrals.case_files import column_name, parse_json
 from referrals.directory import Directory
 from referrals.errors import CaseInvalid, CaseUnreadable, Problem
 from referrals.tables import (
     FORMULA_STARTS,
     HEADER_WITHIN,
+    MERGED,
     STRAY_BYTE,
     WHOLE_ROW,
     KnownColumns,
@@ -427,7 +428,7 @@ class _Workbook(_RowFile):
         openpyxl = _openpyxl(self._path)
         from openpyxl.cell import WriteOnlyCell
 
-        from referrals.sheets import CellError, column_index, escaped
+        from referrals.sheets import CellError, escaped
 
         book = openpyxl.Workbook(write_only=True)
         sheet = book.create_sheet()
@@ -445,14 +446,16 @@ class _Workbook(_RowFile):
                 cell.quotePrefix = value[:1] in tuple(FORMULA_STARTS)
             return cell
 
+        places: dict[str, int] = {}
         for written, row in enumerate(self.chosen(numbers), 1):
             cells = list(row.cells)
+            places = places or {name_of(cell): place for place, cell in enumerate(cells)}
             for problem in row.problems:
                 # What is wrong with a row must still be so in its copy.
                 if problem is _HIDDEN:
                     sheet.row_dimensions[written].hidden = True
-                elif problem.code == _MERGED:
-                    place = column_index(problem.where.removeprefix("column "))
+                elif problem.code == MERGED and problem.where in places:
+                    place = places[problem.where]
                     cells += [None] * (place + 1 - len(cells))
                     cells[place] = cells[place] or CellError("#N/A")
             sheet.append([cell_of(cell) for cell in cells])
@@ -515,20 +518,9 @@ def _with_merged(rows: Iterator[SheetRow], merged: Sequence[Merged]) -> Iterator
         while coming and coming[-1].first_row < row.number:
             reaching.append(coming.pop())
         reaching = [one for one in reaching if one.last_row >= row.number]
-        problems = tuple(
-            Problem(
-                f"column {letters(one.column)}",
-                "is merged with the cell above, which alone holds the value.",
-                "Unmerge the cells and fill in each.",
-                _MERGED,
-            )
-            for one in reaching
-        )
-        plain = _record(row)
-        yield plain._replace(problems=plain.problems + problems)
+        yield _record(row)._replace(merged=tuple(one.column for one in reaching))
 
 
-_MERGED = "merged"
 _HIDDEN = Problem(
     WHOLE_ROW,
     "is hidden, by a filter perhaps.",

@@ -165,7 +165,7 @@ class Workbook:
                     end = one.end()
                     first, last = int(one[2]), int(one[3])
                     if first < last:
-                        found.append(Merged(first, last, column_index(one[1].decode())))
+                        found.append(Merged(first, last, _column(one[1].decode())))
             kept = whole[max(end, len(whole) - 200) :]
         return found
 
@@ -513,7 +513,7 @@ class _Rows:
                     letters = place[:-digits]
                     column = columns.get(letters)
                     if column is None:
-                        column = columns[letters] = column_index(letters)
+                        column = columns[letters] = _column(letters)
                     if len(cells) < column:
                         cells.extend([None] * (column - len(cells)))
                     if len(cells) > column:
@@ -546,7 +546,7 @@ class _Rows:
         return _unescaped(text)
 
 
-def column_index(letters: str) -> int:
+def _column(letters: str) -> int:
     """A is 0."""
     column = 0
     for letter in letters:

@@ -56,6 +56,8 @@ class Record(NamedTuple):
     cells: Sequence[Any]
     problems: tuple[Problem, ...] = ()
     torn_at: int | None = None
+    merged: tuple[int, ...] = ()
+    """The positions of cells whose value stands in a row above."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class _Table:
         ]
 
     def row(self, record: Record) -> Row | None:
-        number, cells, problems, torn_at = record
+        number, cells, problems, torn_at, merged = record
         if torn_at is not None:
             return Torn(number, cells, {}, problems, line=torn_at)
         texts: Sequence[str] = cells
@@ -191,6 +193,11 @@ class _Table:
             whole = "\n".join(texts)
         if not whole or whole.isspace():
             return None
+        problems += tuple(
+            Problem(self._names[place], *_IS_MERGED)
+            for place in merged
+            if place < len(self._names) and self._names[place]
+        )
         if "'" in whole and _GUARD.search(whole):
             texts = [text[1:] if _GUARD.match(text) else text for text in texts]
         if not whole.isascii() and UNSEEN.search(whole):
@@ -301,7 +308,7 @@ def _over(place: int, in_place: bool) -> Problem:
     return Problem(
         f"column {letters(place)}",
         "has a value, but the column has no name.",
-        "Name the column, or delete it.",
+        "Delete the column, or give it one of our names.",
         "column",
     )
 
@@ -317,6 +324,12 @@ _TO_NUMBER = (
     "ends in .0, as a program writes what it took for a number: what was typed may have changed.",
     "Type the number again, and have the program keep the column as text.",
     "cell-type",
+)
+MERGED = "merged"
+_IS_MERGED = (
+    "is merged with the cell above, which alone holds the value.",
+    "Unmerge the cells and fill in each.",
+    MERGED,
 )
 _NOUGHT = (
     "is 0, which a spreadsheet's formula makes of a blank cell.",

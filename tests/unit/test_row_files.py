@@ -885,7 +885,7 @@ def test_a_cell_merged_downwards_is_said_of_the_rows_that_have_no_value(
 
     found = read(book.save(tmp_path / "cases.xlsx"), directory)
 
-    assert wrong(found) == [(4, "column B", "merged"), (5, "column B", "merged")]
+    assert wrong(found) == [(4, NAME, "merged"), (5, NAME, "merged")]
 
 
 def test_formatted_emptiness_to_the_last_row_is_no_row(
@@ -1207,7 +1207,7 @@ def test_what_is_wrong_in_a_workbook_is_so_in_the_rows_left_out(
     assert wrong(before) == [
         (2, "(the row)", "hidden"),
         (3, "incidents.1.on", "cell-type"),
-        (4, "column D", "merged"),
+        (4, PLACE, "merged"),
     ]
     assert wrong(again) == [*wrong(before)[:2], (4, PLACE, "cell-error")]
     assert again[0].raw["people"] == {"victim": {"name": "Alex\vSample _x0041_"}}
