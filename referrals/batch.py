@@ -54,6 +54,9 @@ _ROWS_AT_ONCE = 50
 
 COLUMN = "intervention"
 
+# What each case has, so that what is missing is said of the columns, not of a group of them.
+_GROUPS: Mapping[str, Any] = {"referrer": {}, "location": {}}
+
 
 @dataclass(frozen=True)
 class RowError:
@@ -93,7 +96,7 @@ def check_row(
     ready: list[Assessment] = []
     case: Case | None = None
     try:
-        case, place = service.read(raw)
+        case, place = service.read({**_GROUPS, **raw})
     except CaseInvalid as error:
         said = {problem.where for problem in row.problems}
         problems += (

@@ -141,7 +141,7 @@ def as_yes_no(value: Any) -> bool:
         return True
     if word in _NO:
         return False
-    raise fault("yes-no", "is neither yes nor no.", "Write true or false (yes or no in a CSV).")
+    raise fault("yes-no", "is neither yes nor no.", "Write yes or no.")
 
 
 # The plainest addresses, all of which email-validator takes (a test compares the two). Importing

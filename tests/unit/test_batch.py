@@ -76,6 +76,24 @@ def test_a_row_that_asks_for_nothing_is_wrong(cells: dict[str, str], service: Se
     assert checked.going == ()
 
 
+def test_what_is_missing_is_said_by_columns_that_there_can_be(
+    cells: dict[str, str], tmp_path: Path, service: Service
+) -> None:
+    """No file has a column `referrer`."""
+    row = {k: "" if k.startswith(("referrer.", "location.")) else v for k, v in cells.items()}
+    path = tmp_path / "cases.csv"
+    path.write_text(as_csv([row]), newline="")
+
+    errors, _ = errors_of(path, service)
+
+    needed = ("name", "role", "organisation", "email")
+    assert [column for _, column, _ in where(errors)] == [
+        *(f"referrer.{one}" for one in needed),
+        "location",
+    ]
+    assert "Give an area" in errors[-1].problem.remedy
+
+
 def test_every_error_of_every_row_is_found(
     cells: dict[str, str], tmp_path: Path, service: Service
 ) -> None:
