@@ -17,6 +17,7 @@ from referrals.errors import CaseInvalid, CaseUnreadable, Problem
 from referrals.problems import is_safe_key, path_of
 
 LARGEST_FILE = 5_000_000
+_PACKED = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # workbooks, of today and of old
 _MOST_ITEMS = 200
 _DEEPEST = 12
 
@@ -51,6 +52,13 @@ def parse(content: bytes, name: str) -> list[dict[str, Any]]:
     if name.lower().endswith(".csv") or _looks_like_csv(text):
         return list(parse_csv(text, name))
     return [parse_json(text, name)]
+
+
+def is_table(content: bytes, name: str) -> bool:
+    """Whether a file holds rows of cells, in text or packed, rather than one case in JSON."""
+    if name.lower().endswith((".csv", ".xlsx", ".xlsm")) or content.startswith(_PACKED):
+        return True
+    return _looks_like_csv(content[:100_000].decode("utf-8-sig", "replace"))
 
 
 def _looks_like_csv(text: str) -> bool:
