@@ -166,7 +166,7 @@ def _encoding(path: Path, start: bytes) -> tuple[str, bool]:
 # What becomes of é, è, ü, ’, £ … of a Macintosh or of MS-DOS, where no word has it; and what
 # CP1252 does not have at all. Not all that may: ‘ for ë is in other names.
 _FOREIGN = re.compile(
-    "(?<=[a-z])[ŽŠŒŸƒ‡ˆ‰‹˜‚„]|[A-Z][ŒŸƒ‡ˆ‰‹˜‚„][a-z]|[A-Za-z][”“•™¤¡¢£][a-z]|"
+    "(?<=[a-z])[ŽŠŒŸƒ‡ˆ‰‹˜‚„]|[A-Z][ŒŸƒ‡ˆ‰‹˜‚„][a-z]|[A-Za-z][¤¡¢£][a-z]|^[^“]*[A-Za-z]”[a-z]|"
     "[a-z]Õ[a-z]|[A-Z]Õ[A-Z][a-z]|\\sÐ\\s|œ\\d|[\udc80-\udcff]"
 )
 

@@ -162,6 +162,7 @@ def test_what_windows_has_is_no_sign_of_another_encoding(
         "Sa‘id",
         "O’Neill – “Al” … £5 • Œuvre™",
         "ŠKODA",
+        "“Go home”he said •then •left™and",
     ]
     rows = "".join(f'A{number},"{name}"\n' for number, name in enumerate(names))
     path = saved(tmp_path, f"reference,{NAME}\n{rows}".encode("cp1252"))
