@@ -303,7 +303,9 @@ _MOMENT = "moment"
 _DAY = "day"
 _MONTH = "month"
 _DURATION = "duration"
+_SCIENTIFIC = "scientific"
 _BUILT_IN = {
+    **dict.fromkeys([11, 48], _SCIENTIFIC),
     **dict.fromkeys([*range(18, 23), *range(32, 36), 45, 47], _MOMENT),
     **dict.fromkeys([14, 15, 16, *range(27, 32), 36, *range(50, 59)], _DAY),
     17: _MONTH,
@@ -335,6 +337,8 @@ def _form(code: str) -> str:
     bare = _LITERAL.sub("", first).lower()
     if re.search(r"\[(?:h+|m+|s+)\]", bare):
         return _DURATION
+    if "e+" in bare or "e-" in bare:
+        return _SCIENTIFIC
     shown = set(_BRACKETS.sub("", bare)) & set("dmyhs")
     if shown & set("hs"):
         return _MOMENT
@@ -381,6 +385,8 @@ def _number(text: str, form: str, epoch: int) -> Any:
         return CellError("#NUM!")
     if form in (_MOMENT, _DAY, _MONTH, _DURATION):
         return _moment(value, form, epoch)
+    if form == _SCIENTIFIC:
+        return f"{value:.2E}"  # what Excel makes of 26E10, which was typed as a reference
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         value = int(value)
     if form and isinstance(value, int) and 0 <= value < 10**15:

@@ -336,10 +336,18 @@ _NOUGHT = (
     "Type the number itself, or leave the cell blank.",
     "cell-error",
 )
+_MADE_A_DATE = (
+    "is a date that a spreadsheet made of what was typed, as 10-12 becomes 10-Dec.",
+    "Format the column as Text in the spreadsheet and type it again.",
+    "cell-type",
+)
+_DAY_OR_MONTH = re.compile(r"\s*(?:\d{1,2}-[A-Z][a-z]{2}|[A-Z][a-z]{2}-\d{2})\s*", re.ASCII)
 _LOST = [
     ("phone", re.compile(r"\s*[1-9]\d{8,9}(?:\.0)?\s*", re.ASCII), _LOST_ZERO),
     ("code", re.compile(r"\s*\d{3,}\.0\s*", re.ASCII), _TO_NUMBER),
     ("code", re.compile(r"\s*0\s*", re.ASCII), _NOUGHT),
+    ("code", _DAY_OR_MONTH, _MADE_A_DATE),
+    ("times", _DAY_OR_MONTH, _MADE_A_DATE),
 ]
 _NULLS = frozenset({"NULL", "null", "(null)", "<null>", "NaN", "nan", "NaT", "<NA>"})
 _NULL = (
