@@ -168,11 +168,10 @@ class _Table:
         self._mixed = mixed
         self._names = self._columns.names
         self._wants = [_wanted(column, directory) for column in self._names]
-        self._numbers = [
-            (place, form, words)
+        self._lost = [
+            (place, _LOST[kind])
             for place, (column, want) in enumerate(zip(self._names, self._wants, strict=True))
-            for kind, form, words in _LOST
-            if kind == (want if want == "code" else column[-5:])
+            if (kind := "code" if want == "code" else column[-5:]) in _LOST
         ]
         self._bare = [
             place
@@ -200,7 +199,7 @@ class _Table:
         )
         if "'" in whole and _GUARD.search(whole):
             texts = [text[1:] if _GUARD.match(text) else text for text in texts]
-        if not whole.isascii() and UNSEEN.search(whole):
+        if not whole.isascii():
             texts = self._without_unseen(texts)
         if not self._typed and ("=" in whole or ' "' in whole or "“" in whole):
             texts, wrong = self._as_opened(texts)
@@ -208,13 +207,13 @@ class _Table:
         if self._mixed or any(map(whole.__contains__, _SUSPECT)) or not _NULLS.isdisjoint(texts):
             texts, wrong = self._checked(texts, cells)
             problems += wrong
-        for place, form, words in self._numbers:
+        for place, form in self._lost:
             if (
                 place < len(texts)
+                and (found := form.fullmatch(texts[place].strip()))
                 and type(cells[place]) is str  # of others it is said already
-                and form.fullmatch(texts[place])
             ):
-                problems += (Problem(self._names[place], *words),)
+                problems += (Problem(self._names[place], *_HOW[found.lastgroup or ""]),)
         over = self._columns.without_name(texts)
         if over is not None:
             problems += (_over(over, self._typed or over < len(self._names)),)
@@ -240,11 +239,12 @@ class _Table:
 
     def _without_unseen(self, texts: Sequence[str]) -> Sequence[str]:
         """Where no text is wanted, what nobody can see would make a right value a wrong one."""
-        bare = list(texts)
+        bare: list[str] | None = None
         for place in self._bare:
-            if place < len(bare):
+            if place < len(texts) and not texts[place].isascii():
+                bare = bare or list(texts)
                 bare[place] = UNSEEN.sub("", bare[place])
-        return bare
+        return bare or texts
 
     def _as_opened(self, texts: Sequence[str]) -> tuple[Sequence[str], tuple[Problem, ...]]:
         """As a spreadsheet program that opens a CSV makes it of formulas and quotation marks."""
@@ -314,7 +314,7 @@ def _over(place: int, in_place: bool) -> Problem:
 
 
 # What a row holds if a cell of it is to be looked at: most have none of them.
-_SUSPECT = ("#", "E+", "E-", "e+", "Ã", "Â", "â€", "Å", "Ä")
+_SUSPECT = ("#", "E+", "E-0", "e+", "Ã", "Â", "â€", "Å", "Ä")
 _LOST_ZERO = (
     "has lost its leading zero, as happens where a spreadsheet takes a phone number for a number.",
     "Format the column as Text in the spreadsheet and type the whole number again.",
@@ -341,14 +341,14 @@ _MADE_A_DATE = (
     "Format the column as Text in the spreadsheet and type it again.",
     "cell-type",
 )
-_DAY_OR_MONTH = re.compile(r"\s*(?:\d{1,2}-[A-Z][a-z]{2}|[A-Z][a-z]{2}-\d{2})\s*", re.ASCII)
-_LOST = [
-    ("phone", re.compile(r"\s*[1-9]\d{8,9}(?:\.0)?\s*", re.ASCII), _LOST_ZERO),
-    ("code", re.compile(r"\s*\d{3,}\.0\s*", re.ASCII), _TO_NUMBER),
-    ("code", re.compile(r"\s*0\s*", re.ASCII), _NOUGHT),
-    ("code", _DAY_OR_MONTH, _MADE_A_DATE),
-    ("times", _DAY_OR_MONTH, _MADE_A_DATE),
-]
+_DATED = r"(?P<dated>\d{1,2}-[A-Z][a-z]{2}|[A-Z][a-z]{2}-\d{2})"
+# What is lost in texts that were numbers for a while: by the column's kind, and how it shows.
+_LOST = {
+    "phone": re.compile(r"(?P<zero>[1-9]\d{8,9}(?:\.0)?)", re.ASCII),
+    "code": re.compile(rf"(?P<point>\d{{3,}}\.0)|(?P<nought>0)|{_DATED}", re.ASCII),
+    "times": re.compile(_DATED, re.ASCII),
+}
+_HOW = {"zero": _LOST_ZERO, "point": _TO_NUMBER, "nought": _NOUGHT, "dated": _MADE_A_DATE}
 _NULLS = frozenset({"NULL", "null", "(null)", "<null>", "NaN", "nan", "NaT", "<NA>"})
 _NULL = (
     "holds NULL or NaN, as a program exports a blank.",
