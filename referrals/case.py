@@ -65,7 +65,7 @@ def _within_memory(value: date, info: ValidationInfo) -> date:
     today = (info.context or {}).get("today")
     if today is not None and value > today:
         raise fault("future", "lies in the future.", "Write the day on which it happened.")
-    if value.year <= 1900:
+    if today is not None and value.year <= 1900:
         raise fault(
             "past",
             "lies before 1901, as the date that programs write where there is none.",
