@@ -16,20 +16,18 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from referrals.case_files import column_name, parse_json
+from referrals.cells import FORMULA_STARTS, STRAY_BYTE, guarded
 from referrals.directory import Directory
 from referrals.errors import CaseInvalid, CaseUnreadable, Problem
 from referrals.tables import (
-    FORMULA_STARTS,
     HEADER_WITHIN,
     MERGED,
-    STRAY_BYTE,
     WHOLE_ROW,
     KnownColumns,
     Record,
     Row,
     Torn,
     cases_of,
-    guarded,
     header_at,
     name_of,
 )

@@ -1,7 +1,6 @@
-"""A table of cases: what its columns mean, and what a spreadsheet program did to its cells.
+"""A table of cases: what its columns mean, and which cases its rows are.
 
-A header is looked at once, so that a row costs little. What a program put in the place of a value
-that was typed (an error, ####, a number without its zero) is said and never guessed.
+A header is looked at once, so that a row costs little.
 """
 
 from __future__ import annotations
@@ -9,21 +8,33 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, time, timedelta
+from datetime import date
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple, get_origin
 
 from pydantic import BaseModel
 
 from referrals.case import Case
 from referrals.case_files import UNSEEN, Columns, Numbers, column_name, letters
+from referrals.cells import (
+    STRAY_BYTE,
+    Wanted,
+    as_cell_text,
+    as_opened,
+    is_garbled,
+    is_suspect,
+    lost_form,
+    lost_words,
+    shown_only,
+    unguarded,
+)
 from referrals.directory import Directory, QuestionType
 from referrals.errors import CaseInvalid, CaseUnreadable, ColumnsInvalid, Problem
 
 if TYPE_CHECKING:
-    from referrals.sheets import CellError
+    pass
 
 HEADER_WITHIN = 20
 """Rows among which the column names stand; above them there may be a title and blank space."""
@@ -68,18 +79,6 @@ class Torn(Row):
     """
 
     line: int = 0
-
-
-STRAY_BYTE = re.compile("[\udc80-\udcff]")  # how `surrogateescape` shows what it could not decode
-
-
-FORMULA_STARTS = "=+-@\t\r＝＋－＠"
-_GUARD = re.compile(rf"'(?=[{re.escape(FORMULA_STARTS)}]|\d[\d ]{{4,}}(?:\n|\Z))", re.ASCII)
-
-
-def guarded(cell: str) -> str:
-    """A cell that no spreadsheet program takes for a formula, whoever wrote it."""
-    return f"'{cell}" if cell[:1] and cell[0] in FORMULA_STARTS else cell
 
 
 def name_of(cell: Any) -> str:
@@ -169,9 +168,9 @@ class _Table:
         self._names = self._columns.names
         self._wants = [_wanted(column, directory) for column in self._names]
         self._lost = [
-            (place, _LOST[kind])
+            (place, form)
             for place, (column, want) in enumerate(zip(self._names, self._wants, strict=True))
-            if (kind := "code" if want == "code" else column[-5:]) in _LOST
+            if (form := lost_form(column, want))
         ]
         self._bare = [
             place
@@ -197,14 +196,13 @@ class _Table:
             for place in merged
             if place < len(self._names) and self._names[place]
         )
-        if "'" in whole and _GUARD.search(whole):
-            texts = [text[1:] if _GUARD.match(text) else text for text in texts]
+        texts = unguarded(whole, texts)
         if not whole.isascii():
             texts = self._without_unseen(texts)
         if not self._typed and ("=" in whole or ' "' in whole or "“" in whole):
             texts, wrong = self._as_opened(texts)
             problems += wrong
-        if self._mixed or any(map(whole.__contains__, _SUSPECT)) or not _NULLS.isdisjoint(texts):
+        if self._mixed or is_suspect(whole, texts):
             texts, wrong = self._checked(texts, cells)
             problems += wrong
         for place, form in self._lost:
@@ -213,7 +211,7 @@ class _Table:
                 and (found := form.fullmatch(texts[place].strip()))
                 and type(cells[place]) is str  # of others it is said already
             ):
-                problems += (Problem(self._names[place], *_HOW[found.lastgroup or ""]),)
+                problems += (Problem(self._names[place], *lost_words(found)),)
         over = self._columns.without_name(texts)
         if over is not None:
             problems += (_over(over, self._typed or over < len(self._names)),)
@@ -247,19 +245,13 @@ class _Table:
         return bare or texts
 
     def _as_opened(self, texts: Sequence[str]) -> tuple[Sequence[str], tuple[Problem, ...]]:
-        """As a spreadsheet program that opens a CSV makes it of formulas and quotation marks."""
+        """As a spreadsheet program shows them that opens the file."""
         shown = list(texts)
         problems = []
         for place, text in enumerate(texts[: len(self._names)]):
-            if text[:1] == "=":
-                if quoted := _QUOTED.fullmatch(text):
-                    shown[place] = quoted[1].replace('""', '"')
-                elif _CALCULATED.match(text):
-                    problems.append(Problem(self._names[place], *_FORMULA))
-            elif _TORN_APART.fullmatch(text) or (
-                _OPENED.fullmatch(text) and "”" in "".join(texts[place + 1 : place + 2])
-            ):
-                problems.append(Problem(self._names[place], *_LATE_QUOTE))
+            shown[place], words = as_opened(text, "".join(texts[place + 1 : place + 2]))
+            if words:
+                problems.append(Problem(self._names[place], *words))
         return shown, tuple(problems)
 
     def _checked(
@@ -272,7 +264,7 @@ class _Table:
             problem = None
             if text.isascii():
                 if type(cells[place]) is str:
-                    problem = _shown_only(text, self._wants[place])
+                    problem = shown_only(text, self._wants[place])
             elif self._mixed and (byte := STRAY_BYTE.search(text)):
                 checked[place] = STRAY_BYTE.sub("\ufffd", text)
                 problem = (
@@ -281,7 +273,7 @@ class _Table:
                     "Type that letter again, and save the file as CSV UTF-8.",
                     "encoding",
                 )
-            elif _is_garbled(text):
+            elif is_garbled(text):
                 problem = (
                     "holds letters that were read in the wrong encoding, as é that became Ã©.",
                     "Type them again. In Excel, open a CSV by Data, From Text/CSV, as UTF-8.",
@@ -313,105 +305,12 @@ def _over(place: int, in_place: bool) -> Problem:
     )
 
 
-# What a row holds if a cell of it is to be looked at: most have none of them.
-_SUSPECT = ("#", "E+", "E-0", "e+", "Ã", "Â", "â€", "Å", "Ä")
-_LOST_ZERO = (
-    "has lost its leading zero, as happens where a spreadsheet takes a phone number for a number.",
-    "Format the column as Text in the spreadsheet and type the whole number again.",
-    "cell-type",
-)
-_TO_NUMBER = (
-    "ends in .0, as a program writes what it took for a number: what was typed may have changed.",
-    "Type the number again, and have the program keep the column as text.",
-    "cell-type",
-)
 MERGED = "merged"
 _IS_MERGED = (
     "is merged with the cell above, which alone holds the value.",
     "Unmerge the cells and fill in each.",
     MERGED,
 )
-_NOUGHT = (
-    "is 0, which a spreadsheet's formula makes of a blank cell.",
-    "Type the number itself, or leave the cell blank.",
-    "cell-error",
-)
-_MADE_A_DATE = (
-    "is a date that a spreadsheet made of what was typed, as 10-12 becomes 10-Dec.",
-    "Format the column as Text in the spreadsheet and type it again.",
-    "cell-type",
-)
-_DATED = r"(?P<dated>\d{1,2}-[A-Z][a-z]{2}|[A-Z][a-z]{2}-\d{2})"
-# What is lost in texts that were numbers for a while: by the column's kind, and how it shows.
-_LOST = {
-    "phone": re.compile(r"(?P<zero>[1-9]\d{8,9}(?:\.0)?)", re.ASCII),
-    "code": re.compile(rf"(?P<point>\d{{3,}}\.0)|(?P<nought>0)|{_DATED}", re.ASCII),
-    "times": re.compile(_DATED, re.ASCII),
-}
-_HOW = {"zero": _LOST_ZERO, "point": _TO_NUMBER, "nought": _NOUGHT, "dated": _MADE_A_DATE}
-_NULLS = frozenset({"NULL", "null", "(null)", "<null>", "NaN", "nan", "NaT", "<NA>"})
-_NULL = (
-    "holds NULL or NaN, as a program exports a blank.",
-    "Leave the cell blank, or type the value.",
-    "cell-error",
-)
-_QUOTED = re.compile('="((?:[^"]|"")*)"')  # how programs save a CSV's digits from Excel
-_CALCULATED = re.compile(r"=\s*[\w$(\"'+\-{]")  # but => and ==== are no formulas
-_FORMULA = (
-    "holds a formula, and its value is not in the file.",
-    "Type the value itself; or open the file in the program that made it and save the values.",
-    "cell-error",
-)
-_TORN_APART = re.compile(r'\s+"[^"]*(?:"[^"]*"[^"]*)*')
-_OPENED = re.compile(r"\s*“[^”]*")
-_LATE_QUOTE = (
-    "begins with a quotation mark that quotes no cell, as it is a curly one or has blank space "
-    "before it: a separator in the quotation may have moved what follows to other columns.",
-    'Begin the cell with a plain quotation mark (").',
-    "quote",
-)
-_SCIENTIFIC = re.compile(r"\s*-?\d(?:[.,]\d+)?[Ee][+-]\d{2,3}\s*", re.ASCII)
-_HASHES = re.compile(r"\s*#{2,}\s*")
-_ERRORS = frozenset(
-    {"#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!",
-     "#FIELD!", "#BLOCKED!", "#CONNECT!", "#GETTING_DATA", "#BUSY!", "#UNKNOWN!", "#PYTHON!",
-     "#EXTERNAL!"}
-)  # fmt: skip
-_FORMULA_ERROR = ("holds a formula's error.", "Type the value itself.", "cell-error")
-_Words = tuple[str, str, str]  # what, remedy, code
-
-
-def _shown_only(text: str, want: Wanted) -> _Words | None:
-    if text in _NULLS:
-        return _NULL
-    if text.strip() in _ERRORS:
-        return _FORMULA_ERROR
-    if _HASHES.fullmatch(text):
-        return (
-            "holds only #####, which a spreadsheet shows for a column that is too narrow and for "
-            "a date that can't be.",
-            "Widen the column or type the value again, and save the file anew.",
-            "cell-error",
-        )
-    if want in ("text", "code") and _SCIENTIFIC.fullmatch(text):
-        return (
-            "holds a long number as the spreadsheet shortened it (such as 2.4E+10): digits are "
-            "lost.",
-            "Format the column as Text in the spreadsheet and type the value again.",
-            "cell-type",
-        )
-    return None
-
-
-def _is_garbled(text: str) -> bool:
-    """Whether its letters make sense only as UTF-8 that was taken for CP1252."""
-    try:
-        return text.encode("cp1252").decode("utf-8") != text
-    except UnicodeError:
-        return False
-
-
-Wanted = Literal["text", "code", "moment", "other"]
 
 
 @cache
@@ -504,69 +403,3 @@ def _wanted(column: str, directory: Directory) -> Wanted:
     """As `wanted_of`, but crime numbers and the like may be numbers: all of one is its digits."""
     want = wanted_of(column, directory)
     return "code" if want == "text" and column.endswith(("reference", "references")) else want
-
-
-def as_cell_text(value: Any, wanted: Wanted = "other") -> tuple[str, _Words | None]:
-    """A typed cell as one would type it into a CSV, and what is wrong with it: what, remedy, code.
-
-    A number where text is wanted has lost what was typed, a leading zero for example: it is said
-    and not guessed.
-    """
-    match value:
-        case None:
-            return "", None
-        case str():
-            return value, _shown_only(value, wanted)
-        case bool():
-            text, kind = ("yes" if value else "no"), "yes or no"
-        case datetime():
-            text, kind = _moment_text(value, wanted), "a date"
-        case date():
-            text, kind = value.isoformat(), "a date"
-        case time():
-            text, kind = value.isoformat("seconds" if value.second else "minutes"), "a time"
-        case timedelta():
-            text, kind = str(value), "a time"
-        case int() | float():
-            whole = isinstance(value, float) and value.is_integer()
-            text, kind = str(int(value) if whole else value), "a number"
-            if wanted == "code" and text.isdigit() and len(text) <= _EXACT_DIGITS:
-                return text, None if value else _NOUGHT
-        case _:
-            return value.shown, _error_of(value)
-    if wanted not in ("text", "code"):
-        return text, None
-    return text, (
-        f"is stored as {kind}, where text is wanted: what was typed may have changed, as a "
-        "leading zero is lost.",
-        "Format the column as Text in the spreadsheet and type the value again.",
-        "cell-type",
-    )
-
-
-_EXACT_DIGITS = 15  # Excel makes zeros of those behind
-
-
-def _error_of(error: CellError) -> _Words:
-    if error.uncalculated:
-        return (
-            "holds a formula whose value was not saved with it.",
-            "Open the workbook in a spreadsheet program and save it; or type the value itself.",
-            "cell-error",
-        )
-    if error.dayless:
-        return (
-            "is a date of which only the month or the year is shown: its day was never typed.",
-            "Type the whole date, as 31/01/2026, and format the cell as a date with its day.",
-            "cell-type",
-        )
-    return _shown_only(error.shown, "other") or _FORMULA_ERROR
-
-
-def _moment_text(value: datetime, wanted: Wanted) -> str:
-    """A day where the cell has no time; Excel's fractions of a day miss seconds by a little."""
-    half = timedelta(milliseconds=500 if value.year < 9999 else 0)
-    nearest = (value + half).replace(microsecond=0)
-    if wanted != "moment" and nearest.time() == time():
-        return nearest.date().isoformat()
-    return f"{nearest:%Y-%m-%d %H:%M:%S}" if nearest.second else f"{nearest:%Y-%m-%d %H:%M}"

@@ -19,12 +19,13 @@ import openpyxl
 import pytest
 
 from referrals.case_files import flatten
+from referrals.cells import as_cell_text
 from referrals.directory import Directory
 from referrals.errors import CaseInvalid, CaseUnreadable
 from referrals.row_files import open_rows
 from referrals.samples import sample_case
 from referrals.sheets import Workbook
-from referrals.tables import Row, as_cell_text, wanted_of
+from referrals.tables import Row, wanted_of
 from tests.conftest import TODAY
 from tests.rows import as_csv, rows_of
 from tests.workbooks import Book, Cell, boolean, error, formula, inline
