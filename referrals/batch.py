@@ -16,7 +16,7 @@ import os
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic_core import PydanticCustomError
 
+from referrals.case_files import name_in_file
 from referrals.errors import (
     AddressUnverified,
     CaseInvalid,
@@ -52,6 +53,9 @@ Make = Callable[["Referral"], Any]
 _ROWS_AT_ONCE = 50
 
 COLUMN = "intervention"
+
+# What each case has, so that what is missing is said of the columns, not of a group of them.
+_GROUPS: Mapping[str, Any] = {"referrer": {}, "location": {}}
 
 
 @dataclass(frozen=True)
@@ -92,19 +96,19 @@ def check_row(
     ready: list[Assessment] = []
     case: Case | None = None
     try:
-        case, place = service.read(raw)
+        case, place = service.read({**_GROUPS, **raw})
     except CaseInvalid as error:
         said = {problem.where for problem in row.problems}
         problems += (
             one
-            for one in error.problems
+            for one in _as_in_file(error.problems, row)
             if one.where not in said and not _is_for_another(one, asked)
         )
     except CaseUnreadable as error:
         problems.append(Problem("(the row)", str(error), "", "case-unreadable"))
     else:
         for assessment in (service.assess(case, place, name) for name in asked):
-            problems += [*assessment.problems, *_blocks(assessment)]
+            problems += _as_in_file((*assessment.problems, *_blocks(assessment)), row)
             ready.append(assessment)
         if submitting and not problems:
             problems += _unaddressed(ready)
@@ -118,6 +122,12 @@ def check_row(
         problems=distinct,
     )
     return checked, going
+
+
+def _as_in_file(problems: Iterable[Problem], row: Row) -> Iterator[Problem]:
+    if not row.numbers:
+        return iter(problems)
+    return (replace(one, where=name_in_file(one.where, row.numbers)) for one in problems)
 
 
 def _case_reference(raw: Any) -> str | None:
@@ -176,11 +186,15 @@ def _unaddressed(ready: Sequence[Assessment]) -> Iterator[Problem]:
 
 @dataclass
 class Survey:
-    """What is known of a file once every row was looked at."""
+    """What is known of a file once every row was looked at.
+
+    `dates_wrong`: there is a date that is none, which may tell something of the others.
+    """
 
     rows: int = 0
     wrong: set[int] = field(default_factory=set)
     errors: int = 0
+    dates_wrong: bool = False
     _going: dict[int, tuple[tuple[str, str], ...]] = field(default_factory=dict, repr=False)
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
     _first: dict[str, int] = field(default_factory=dict, repr=False)
@@ -204,12 +218,17 @@ class Survey:
         self.rows += 1
         errors = [RowError(checked.row, problem) for problem in checked.problems]
         errors += self._repeated(checked)
-        self.wrong.update(error.row for error in errors)
-        self.errors += len(errors)
         if not errors:
             # Rows that go the same way share one value: there may be a hundred thousand.
             self._going[checked.row] = self._shared.setdefault(checked.going, checked.going)
-        yield from errors
+        elif any(problem.code in ("date", "moment") for problem in checked.problems):
+            self.dates_wrong = True
+        yield from [self.note(error) for error in errors]
+
+    def note(self, error: RowError) -> RowError:
+        self.wrong.add(error.row)
+        self.errors += 1
+        return error
 
     def _repeated(self, checked: Checked) -> Iterator[RowError]:
         """Neither of two rows for one referral can be taken for the right one."""
@@ -282,6 +301,11 @@ def survey(
         for checked in looked:
             yield from seen.add(checked)
             yield None
+    if seen.dates_wrong:
+        from referrals.day_or_month import in_doubt
+
+        for number, problem in in_doubt(file.rows(), service.directory):
+            yield seen.note(RowError(number, problem))
 
 
 def error_writer(file: IO[str]) -> Callable[[RowError], None]:

@@ -20,7 +20,17 @@ from pydantic import (
     model_validator,
 )
 
-from referrals.texts import Day, Email, Line, Reference, Text, YesNo, fault, split_list
+from referrals.texts import (
+    Day,
+    Email,
+    Line,
+    Reference,
+    Text,
+    YesNo,
+    as_choice,
+    as_names,
+    fault,
+)
 
 
 class Sensitivity(StrEnum):
@@ -36,6 +46,8 @@ class Sensitivity(StrEnum):
     THIRD_PARTY = "third-party"
 
 
+_Choice = BeforeValidator(as_choice)
+
 Role = Literal["victim", "other_party", "young_person", "parent_or_carer"]
 
 
@@ -49,14 +61,20 @@ class CaseModel(BaseModel):
         return []
 
 
-def _not_after_today(value: date, info: ValidationInfo) -> date:
+def _within_memory(value: date, info: ValidationInfo) -> date:
     today = (info.context or {}).get("today")
     if today is not None and value > today:
         raise fault("future", "lies in the future.", "Write the day on which it happened.")
+    if today is not None and value.year <= 1900:
+        raise fault(
+            "past",
+            "lies before 1901, as the date that programs write where there is none.",
+            "Write the day on which it happened, or nothing.",
+        )
     return value
 
 
-PastDay = Annotated[Day, AfterValidator(_not_after_today)]
+PastDay = Annotated[Day, AfterValidator(_within_memory)]
 
 
 def _field(
@@ -148,9 +166,9 @@ class Strand(StrEnum):
 class Incident(CaseModel):
     on: PastDay = _public("Date", optional=False)
     what: Text = _field("What happened", optional=False)
-    record: Record | None = _public("Crime or non-crime")
+    record: Annotated[Record | None, _Choice] = _public("Crime or non-crime")
     reference: Line | None = _public("Crime or incident number")
-    strand: Strand | None = _field(
+    strand: Annotated[Strand | None, _Choice] = _field(
         "Strand", hint="As the person sees it.", sensitivity=Sensitivity.SPECIAL
     )
     place: Line | None = _field("Place")
@@ -171,12 +189,12 @@ class Consent(CaseModel):
     Source: UK GDPR art. 7(1) (must be provable), art. 7(3) (may be withdrawn).
     """
 
-    person: Role
-    interventions: Annotated[list[Line], BeforeValidator(split_list), Field(min_length=1)]
+    person: Annotated[Role, _Choice]
+    interventions: Annotated[list[Line], BeforeValidator(as_names), Field(min_length=1)]
     given: YesNo = _public("Agreed", optional=False)
     on: PastDay = _public("Date", optional=False)
     recorded_by: Line = _field("Recorded by", optional=False)
-    how: How = _public("How it was given", optional=False)
+    how: Annotated[How, _Choice] = _public("How it was given", optional=False)
     withdrawn_on: PastDay | None = _public("Withdrawn on")
 
     @property
@@ -216,7 +234,7 @@ class Basis(StrEnum):
 
 
 class LawfulBasis(CaseModel):
-    basis: Basis = _public("Lawful basis for sharing", optional=False)
+    basis: Annotated[Basis, _Choice] = _public("Lawful basis for sharing", optional=False)
     reason: Text = _field("Why sharing is necessary", optional=False)
     recorded_by: Line = _field("Recorded by", optional=False)
     on: PastDay = _public("Recorded on", optional=False)

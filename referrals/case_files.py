@@ -17,6 +17,7 @@ from referrals.errors import CaseInvalid, CaseUnreadable, Problem
 from referrals.problems import is_safe_key, path_of
 
 LARGEST_FILE = 5_000_000
+_PACKED = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # workbooks, of today and of old
 _MOST_ITEMS = 200
 _DEEPEST = 12
 
@@ -51,6 +52,13 @@ def parse(content: bytes, name: str) -> list[dict[str, Any]]:
     if name.lower().endswith(".csv") or _looks_like_csv(text):
         return list(parse_csv(text, name))
     return [parse_json(text, name)]
+
+
+def is_table(content: bytes, name: str) -> bool:
+    """Whether a file holds rows of cells, in text or packed, rather than one case in JSON."""
+    if name.lower().endswith((".csv", ".xlsx", ".xlsm")) or content.startswith(_PACKED):
+        return True
+    return _looks_like_csv(content[:100_000].decode("utf-8-sig", "replace"))
 
 
 def _looks_like_csv(text: str) -> bool:
@@ -112,7 +120,7 @@ def parse_csv(text: str, name: str) -> Iterator[dict[str, Any]]:
                     "Name the column; or quote a cell that holds the separator "
                     f"({'tab' if delimiter == chr(9) else delimiter})."
                 )
-            yield columns.nested(row)
+            yield columns.nested(row)[0]
     except csv.Error as error:
         raise CaseUnreadable(f"{name} is not CSV: {error}, line {rows.line_num}.") from None
 
@@ -128,7 +136,7 @@ def letters(position: int) -> str:
 
 
 _BREAKS = re.compile(r"\s*(?:[\r\n\u2028\u2029]|(?<=\.)\s|\s(?=\.))\s*")
-_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+UNSEEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
 def column_name(cell: str) -> str:
@@ -136,10 +144,24 @@ def column_name(cell: str) -> str:
 
     Blank space around its parts, line breaks, characters that can't be seen, and capitals.
     """
-    name = _BREAKS.sub("", _UNSEEN.sub("", cell).strip())
+    name = _BREAKS.sub("", UNSEEN.sub("", cell).strip())
     lower = name.lower()
     # A single word in capitals is rather somebody's name, in a file without a header.
     return lower if "." in name or lower in ("reference", "intervention") else name
+
+
+Numbers = Mapping[str, Sequence[int]]
+"""For each list with gaps, closed up in the case, the numbers that its items have in the file."""
+
+
+def name_in_file(path: str, numbers: Numbers) -> str:
+    """The column of a path within a case, where a list before it has gaps."""
+    for group, filled in numbers.items():
+        if path.startswith(f"{group}."):
+            number, dot, rest = path.removeprefix(f"{group}.").partition(".")
+            if number.isdigit():
+                return f"{group}.{filled[int(number) - 1]}{dot}{rest}"
+    return path
 
 
 class Columns:
@@ -163,7 +185,7 @@ class Columns:
         if problems:
             raise CaseInvalid(problems)
         self._nameless = [position for position, one in enumerate(names) if not one]
-        self._top = _Group()
+        self._top = _Group("")
         self._plain = all(
             self._top.take(one.split("."), position) for position, one in enumerate(names) if one
         ) and self._top.settle(_DEEPEST)
@@ -200,26 +222,28 @@ class Columns:
                 return position
         return None
 
-    def nested(self, cells: Sequence[str]) -> dict[str, Any]:
-        """As `unflatten` makes it of the names and the cells."""
+    def nested(self, cells: Sequence[str]) -> tuple[dict[str, Any], Numbers]:
+        """As `unflatten` makes it of the names and the cells; and how the file counts lists."""
         if not self._plain:
             return unflatten(
                 (one, cell) for one, cell in zip(self.names, cells, strict=False) if one
-            )
+            ), {}
         if len(cells) < len(self.names):
             cells = [*cells, *[""] * (len(self.names) - len(cells))]
-        return self._top.made(cells)
+        numbers: dict[str, tuple[int, ...]] = {}
+        return self._top.made(cells, numbers), numbers
 
 
 class _Group:
     """What belongs under one name: values by their position in a row, and further groups."""
 
-    __slots__ = ("groups", "is_list", "values")
+    __slots__ = ("groups", "has_gaps", "is_list", "name", "values")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.values: dict[str, int] = {}
         self.groups: dict[str, _Group] = {}
-        self.is_list = False
+        self.is_list = self.has_gaps = False
 
     def take(self, parts: Sequence[str], position: int) -> bool:
         """False if a name would be both a value and a group."""
@@ -227,7 +251,8 @@ class _Group:
         if not rest:
             self.values[name] = position
             return name not in self.groups
-        return name not in self.values and self.groups.setdefault(name, _Group()).take(
+        whole = f"{self.name}.{name}" if self.name else name
+        return name not in self.values and self.groups.setdefault(name, _Group(whole)).take(
             rest, position
         )
 
@@ -239,13 +264,15 @@ class _Group:
             if self.values or any(map(str.isdigit, self._within())):
                 return False
             self.groups = dict(sorted(self.groups.items(), key=lambda one: int(one[0])))
+            self.has_gaps = list(map(int, self.groups)) != list(range(1, len(self.groups) + 1))
         within = all(group.settle(deepest - 1) for group in self.groups.values())
         return within and deepest > 1 and self.is_list == any(numbers)
 
     def _within(self) -> Iterator[str]:
         return (name for group in self.groups.values() for name in (*group.values, *group.groups))
 
-    def made(self, cells: Sequence[str]) -> dict[str, Any]:
+    def made(self, cells: Sequence[str], numbers: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+        """What the cells hold; `numbers` takes the lists in which something was left out."""
         made: dict[str, Any] = {
             name: cell
             for name, position in self.values.items()
@@ -253,10 +280,15 @@ class _Group:
         }
         for name, group in self.groups.items():
             if group.is_list:
-                items = [item for one in group.groups.values() if (item := one.made(cells))]
+                found = [one.made(cells, numbers) for one in group.groups.values()]
+                items = [item for item in found if item]
                 if items:
                     made[name] = items
-            elif inner := group.made(cells):
+                    if group.has_gaps or not all(found[: len(items)]):
+                        numbers[group.name] = tuple(
+                            int(one) for one, item in zip(group.groups, found, strict=True) if item
+                        )
+            elif inner := group.made(cells, numbers):
                 made[name] = inner
         return made
 

@@ -17,7 +17,7 @@ from referrals.errors import CaseInvalid, Problem
 from referrals.problems import keys_of, path_of, problems_of, unknown_key
 from referrals.routing import locate
 from referrals.rules import Answer, Circumstances, Finding, Level
-from referrals.texts import split_list
+from referrals.texts import as_names
 
 GENERAL_SOURCE = "shared rule of every intervention"
 
@@ -113,9 +113,9 @@ def _unknown_interventions(raw: Mapping[str, Any], directory: Directory) -> Iter
     consents = raw.get("consents")
     for number, consent in enumerate(consents if isinstance(consents, list) else (), 1):
         named = consent.get("interventions") if isinstance(consent, dict) else None
-        listed = split_list(named)
+        listed = as_names(named)
         for key in listed if isinstance(listed, list) else ():
-            if isinstance(key, str) and key.strip() not in known:
+            if isinstance(key, str) and key not in known:
                 yield unknown_key(f"consents.{number}.interventions", key, sorted(known))
     overrides = raw.get("overrides")
     for number, override in enumerate(overrides if isinstance(overrides, list) else (), 1):

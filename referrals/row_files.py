@@ -15,20 +15,19 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from referrals.case_files import column_name, letters, parse_json
+from referrals.case_files import column_name, parse_json
+from referrals.cells import FORMULA_STARTS, STRAY_BYTE, guarded
 from referrals.directory import Directory
 from referrals.errors import CaseInvalid, CaseUnreadable, Problem
 from referrals.tables import (
-    FORMULA_STARTS,
     HEADER_WITHIN,
-    STRAY_BYTE,
+    MERGED,
     WHOLE_ROW,
     KnownColumns,
     Record,
     Row,
     Torn,
     cases_of,
-    guarded,
     header_at,
     name_of,
 )
@@ -158,7 +157,29 @@ def _encoding(path: Path, start: bytes) -> tuple[str, bool]:
         bad += len(decoder.decode(b"", final=True))
     if start.startswith(codecs.BOM_UTF8) or good >= bad:
         return "utf-8-sig", True
+    _check_cp1252(path)
     return "cp1252", False
+
+
+# What becomes of é, è, ü, ’, £ … of a Macintosh or of MS-DOS, where no word has it; and what
+# CP1252 does not have at all. Not all that may: ‘ for ë is in other names.
+_FOREIGN = re.compile(
+    "(?<=[a-z])[ŽŠŒŸƒ‡ˆ‰‹˜‚„]|[A-Z][ŒŸƒ‡ˆ‰‹˜‚„][a-z]|[A-Za-z][¤¡¢£][a-z]|^[^“]*[A-Za-z]”[a-z]|"
+    "[a-z]Õ[a-z]|[A-Z]Õ[A-Z][a-z]|\\sÐ\\s|œ\\d|[\udc80-\udcff]"
+)
+
+
+def _check_cp1252(path: Path) -> None:
+    """Raises CaseUnreadable if its letters make no sense as those of Windows."""
+    with _reading(path), path.open("rb") as file:
+        lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
+        for number, line in enumerate(lines, 1):
+            if not line.isascii() and _FOREIGN.search(line.decode("cp1252", "surrogateescape")):
+                raise CaseUnreadable(
+                    f"{path} is neither UTF-8 nor in the encoding of Windows, as line {number} "
+                    "shows: letters such as é would come out wrong. Save it from the workbook "
+                    "once more as CSV UTF-8, not as CSV (Macintosh) or CSV (MS-DOS)."
+                )
 
 
 def _lines(file: IO[str], path: Path) -> Iterator[str]:
@@ -351,7 +372,7 @@ class _Workbook(_RowFile):
             sheet, merged = self._chosen
             rows = _next_ones(self._path, book.rows(sheet))
             records = _with_merged(rows, merged) if merged else map(_record, rows)
-            yield from cases_of(records, self._directory, self._path)
+            yield from cases_of(records, self._directory, self._path, typed=True)
 
     def _choose(self, book: Workbook) -> Sheet:
         """Raises CaseUnreadable, without their names, if several could be meant."""
@@ -389,10 +410,15 @@ class _Workbook(_RowFile):
         return shown[chosen[0] - 1]
 
     def _is_headed(self, book: Workbook, sheet: Sheet) -> str:
-        """Whether there are column names: "" if not, else "filled" or "empty" below them."""
+        """Whether there are column names: "" if not, else "filled" or "empty" below them.
+
+        The reference, or two others: a sheet whose reference has a wrong name holds cases too.
+        """
         early = list(islice(chain.from_iterable(book.rows(sheet)), HEADER_WITHIN))
-        place = header_at([row.cells for row in early], KnownColumns(self._directory))
-        if place is None or "reference" not in map(name_of, early[place].cells):
+        known = KnownColumns(self._directory)
+        place = header_at([row.cells for row in early], known)
+        names = [] if place is None else [name_of(cell) for cell in early[place].cells]
+        if place is None or ("reference" not in names and sum(map(known.__contains__, names)) < 2):
             return ""
         return "filled" if len(early) > place + 1 else "empty"
 
@@ -400,23 +426,37 @@ class _Workbook(_RowFile):
         openpyxl = _openpyxl(self._path)
         from openpyxl.cell import WriteOnlyCell
 
-        from referrals.sheets import CellError
+        from referrals.sheets import CellError, escaped
 
         book = openpyxl.Workbook(write_only=True)
         sheet = book.create_sheet()
 
         def cell_of(value: Any) -> Any:
+            dayless = value.dayless if isinstance(value, CellError) else None
             if isinstance(value, CellError):
-                value = value.shown
-            cell = WriteOnlyCell(sheet, value)
+                value = dayless or value.shown
+            cell = WriteOnlyCell(sheet, escaped(value) if isinstance(value, str) else value)
+            if dayless:
+                cell.number_format = "mmm yyyy"
             if isinstance(value, str):
                 cell.data_type = "s"  # what begins with = is text here, never a formula
                 cell.number_format = "@"  # and what is typed in its place stays as typed
                 cell.quotePrefix = value[:1] in tuple(FORMULA_STARTS)
             return cell
 
-        for row in self.chosen(numbers):
-            sheet.append([cell_of(cell) for cell in row.cells])
+        places: dict[str, int] = {}
+        for written, row in enumerate(self.chosen(numbers), 1):
+            cells = list(row.cells)
+            places = places or {name_of(cell): place for place, cell in enumerate(cells)}
+            for problem in row.problems:
+                # What is wrong with a row must still be so in its copy.
+                if problem is _HIDDEN:
+                    sheet.row_dimensions[written].hidden = True
+                elif problem.code == MERGED and problem.where in places:
+                    place = places[problem.where]
+                    cells += [None] * (place + 1 - len(cells))
+                    cells[place] = cells[place] or CellError("#N/A")
+            sheet.append([cell_of(cell) for cell in cells])
         book.save(to)
 
 
@@ -476,17 +516,7 @@ def _with_merged(rows: Iterator[SheetRow], merged: Sequence[Merged]) -> Iterator
         while coming and coming[-1].first_row < row.number:
             reaching.append(coming.pop())
         reaching = [one for one in reaching if one.last_row >= row.number]
-        problems = tuple(
-            Problem(
-                f"column {letters(one.column)}",
-                "is merged with the cell above, which alone holds the value.",
-                "Unmerge the cells and fill in each.",
-                "merged",
-            )
-            for one in reaching
-        )
-        plain = _record(row)
-        yield plain._replace(problems=plain.problems + problems)
+        yield _record(row)._replace(merged=tuple(one.column for one in reaching))
 
 
 _HIDDEN = Problem(

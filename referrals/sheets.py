@@ -20,7 +20,7 @@ import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any, NamedTuple, Self
@@ -42,11 +42,13 @@ class CellError:
     """What a cell shows in place of a value.
 
     `uncalculated`: it is a formula whose value was not saved, as programs leave it that only
-    write workbooks.
+    write workbooks. `dayless`: it is a date of which only the month or the year is shown, as Excel
+    makes one of "Feb 2026"; the day was never typed.
     """
 
     shown: str
     uncalculated: bool = False
+    dayless: date | None = None
 
 
 class Sheet(NamedTuple):
@@ -82,7 +84,10 @@ class Workbook:
         self._file = path.open("rb")  # ours to close, even while a part is being read
         try:
             self._zip = ZipFile(self._file)
-            self._parts = {name.lower(): name for name in self._zip.namelist()}
+            # Some programs pack parts under "/xl/…" or, against ECMA-376 part 2, "xl\\…".
+            self._parts = {
+                name.lower().replace("\\", "/").lstrip("/"): name for name in self._zip.namelist()
+            }
             self._read_outline(path)
         except BaseException:
             self._file.close()
@@ -189,8 +194,11 @@ BROKEN = (BadZipFile, zlib.error, ExpatError, LookupError, ValueError, EOFError,
 _MERGED = re.compile(
     rb"""<(?:\w+:)?mergeCell\s[^>]*?\bref\s*=\s*["']([A-Z]{1,3})(\d{1,7}):[A-Z]{1,3}(\d{1,7})["']"""
 )
+_UNHELD = re.compile("_(?=x[0-9A-Fa-f]{4}_)|[\0-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
 _LITERAL = re.compile(r'"[^"]*"|\\.|[_*].')
+_TOKEN = re.compile(r'"[^"]*"|\\.|[_*].|.')
+_FORMING = ".,%?/@[]"
 _BRACKETS = re.compile(r"\[[^\]]*\]")
 
 
@@ -284,18 +292,29 @@ def _unescaped(text: str) -> str:
     return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
 
 
+def escaped(text: str) -> str:
+    """The reverse of `_unescaped`, for what XML can't hold or would change."""
+    return _UNHELD.sub(lambda found: f"_x{ord(found[0]):04X}_", text)
+
+
 # How numbers are shown
 
 _MOMENT = "moment"
+_DAY = "day"
+_MONTH = "month"
 _DURATION = "duration"
+_SCIENTIFIC = "scientific"
 _BUILT_IN = {
-    **dict.fromkeys([*range(14, 23), *range(27, 37), 45, 47, *range(50, 59)], _MOMENT),
+    **dict.fromkeys([11, 48], _SCIENTIFIC),
+    **dict.fromkeys([*range(18, 23), *range(32, 36), 45, 47], _MOMENT),
+    **dict.fromkeys([14, 15, 16, *range(27, 32), 36, *range(50, 59)], _DAY),
+    17: _MONTH,
     46: _DURATION,
 }
 
 
 def _forms(elements: Iterator[tuple[str, dict[str, str]]]) -> list[str]:
-    """For each cell style: a moment, a duration, a mask such as `00000 000000`, or ""."""
+    """For each cell style: a moment, a day …, a mask such as `00000 000000`, or ""."""
     codes: dict[int, str] = {}
     forms = []
     of_cells = False
@@ -313,27 +332,61 @@ def _forms(elements: Iterator[tuple[str, dict[str, str]]]) -> list[str]:
 
 def _form(code: str) -> str:
     first = code.partition(";")[0]
-    mask = re.sub(r"\\(.)", r"\1", first)
-    if mask.count("0") > 1 and not mask.strip("0 -"):
+    if mask := _mask(first.replace("General", "0")):
         return mask
     bare = _LITERAL.sub("", first).lower()
     if re.search(r"\[(?:h+|m+|s+)\]", bare):
         return _DURATION
-    return _MOMENT if re.search("[dmyhs]", _BRACKETS.sub("", bare)) else ""
+    if "e+" in bare or "e-" in bare:
+        return _SCIENTIFIC
+    shown = set(_BRACKETS.sub("", bare)) & set("dmyhs")
+    if shown & set("hs"):
+        return _MOMENT
+    return _DAY if "d" in shown else _MONTH if shown else ""
+
+
+def _mask(code: str) -> str:
+    """What a whole number is shown with, as `"HC/"0000` does: literals, each behind a backslash.
+
+    "" if it is shown as it is, or in a way that its digits don't tell.
+    """
+    mask = ""
+    literal = ""
+    for one in _TOKEN.findall(code):
+        if one in ("0", "#"):
+            mask += one
+        elif one[0] not in "_*":  # blank space as wide as a character
+            text = one[1:-1] if one[0] == '"' else one[-1]
+            if one in tuple(_FORMING) or one.isalpha():
+                return ""
+            literal += text
+            mask += "".join(f"\\{letter}" for letter in text)
+    told = mask.count("0") > 1 or any(map(str.isalnum, literal))
+    return mask if told and re.search("[0#]", re.sub(r"\\.", "", mask)) else ""
 
 
 def _masked(number: int, mask: str) -> str:
-    digits = list(str(number).zfill(mask.count("0")))
-    shown = [digits.pop() if one == "0" else one for one in reversed(mask)]
-    return "".join([*digits, *reversed(shown)])
+    digits = list(str(number)) if number else []
+    shown = []
+    for one in reversed(re.findall(r"\\.|.", mask)):
+        if one[0] == "\\":
+            shown.append(one[1])
+        elif digits or one == "0":
+            shown.append(digits.pop() if digits else "0")
+    if digits:  # more than there are places: they stand before the first of them
+        first = len(shown) - len(re.match(r"(?:\\.)*", mask)[0]) // 2  # type: ignore[index]
+        shown[first:first] = reversed(digits)
+    return "".join(reversed(shown))
 
 
 def _number(text: str, form: str, epoch: int) -> Any:
     value: int | float = int(text) if text.isdigit() else float(f"{float(text):.15g}")
     if not math.isfinite(value):
         return CellError("#NUM!")
-    if form in (_MOMENT, _DURATION):
+    if form in (_MOMENT, _DAY, _MONTH, _DURATION):
         return _moment(value, form, epoch)
+    if form == _SCIENTIFIC:
+        return f"{value:.2E}"  # what Excel makes of 26E10, which was typed as a reference
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         value = int(value)
     if form and isinstance(value, int) and 0 <= value < 10**15:
@@ -355,17 +408,24 @@ def _moment(serial: float, form: str, epoch: int) -> Any:
     if serial < 0 or serial > 2_958_466 or (epoch == 1900 and 60 <= serial < 61):
         return CellError("#####")
     try:
-        return start + timedelta(milliseconds=round(serial * 86_400_000))
+        return _as_shown(start + timedelta(milliseconds=round(serial * 86_400_000)), form)
     except OverflowError:
         return CellError("#####")
 
 
-def _iso(text: str) -> Any:
+def _as_shown(moment: datetime, form: str) -> Any:
+    """Without a midnight that nobody typed, and never as a day that nobody typed."""
+    if form == _MONTH:
+        return CellError(f"{moment.year:04}-{moment.month:02}", dayless=moment.date())
+    return moment.date() if form == _DAY and moment.time() == time() else moment
+
+
+def _iso(text: str, form: str) -> Any:
     """A cell of type `d`, which Strict Open XML has."""
     try:
         if "T" not in text and "-" not in text:
             return time.fromisoformat(text)
-        return datetime.fromisoformat(text).replace(tzinfo=None)
+        return _as_shown(datetime.fromisoformat(text).replace(tzinfo=None), form)
     except ValueError:
         return text
 
@@ -428,7 +488,7 @@ class _Rows:
                     raise ValueError("rows out of order")
                 self.number = number
                 digits = len(str(number))
-                hidden = attributes.get("hidden") in ("1", "true")
+                hidden = attributes.get("hidden") in ("1", "true") or attributes.get("ht") == "0"
                 cells = []
             elif name == formula_:
                 formula = True
@@ -479,15 +539,17 @@ class _Rows:
         parser.EndElementHandler = end
 
     def _typed(self, text: str, kind: str | None, cell: dict[str, str]) -> Any:
-        if kind is None or kind == "n":
+        if kind in (None, "n", "d"):
             style = int(cell.get("s", 0))
             form = self._forms[style] if style < len(self._forms) else ""
+            if kind == "d":
+                return _iso(text.strip(), form)
             return _number(text.strip(), form, self._epoch)
         if kind == "b":
             return text.strip() in ("1", "true")
         if kind == "e":
             return CellError(text.strip())
-        return _iso(text.strip()) if kind == "d" else _unescaped(text)
+        return _unescaped(text)
 
 
 def _column(letters: str) -> int:

@@ -1,7 +1,6 @@
-"""A table of cases: what its columns mean, and what a spreadsheet program did to its cells.
+"""A table of cases: what its columns mean, and which cases its rows are.
 
-A header is looked at once, so that a row costs little. What a program put in the place of a value
-that was typed (an error, ####, a number without its zero) is said and never guessed.
+A header is looked at once, so that a row costs little.
 """
 
 from __future__ import annotations
@@ -9,21 +8,33 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, time, timedelta
+from datetime import date
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple, get_origin
 
 from pydantic import BaseModel
 
 from referrals.case import Case
-from referrals.case_files import Columns, column_name, letters
+from referrals.case_files import UNSEEN, Columns, Numbers, column_name, letters
+from referrals.cells import (
+    STRAY_BYTE,
+    Wanted,
+    as_cell_text,
+    as_opened,
+    is_garbled,
+    is_suspect,
+    lost_form,
+    lost_words,
+    shown_only,
+    unguarded,
+)
 from referrals.directory import Directory, QuestionType
 from referrals.errors import CaseInvalid, CaseUnreadable, ColumnsInvalid, Problem
 
 if TYPE_CHECKING:
-    from referrals.sheets import CellError
+    pass
 
 HEADER_WITHIN = 20
 """Rows among which the column names stand; above them there may be a title and blank space."""
@@ -38,13 +49,15 @@ class Row:
     """One case as it stands in the file.
 
     `cells` are what the file holds, to be written out again; `raw` is the case, as far as it could
-    be read; `problems` are those of the form, before the case is looked at.
+    be read; `problems` are those of the form, before the case is looked at; `numbers` are for
+    `name_in_file`.
     """
 
     number: int
     cells: Sequence[Any] = field(repr=False)
     raw: Mapping[str, Any] = field(repr=False)
     problems: tuple[Problem, ...] = ()
+    numbers: Numbers = field(default_factory=dict)
 
 
 class Record(NamedTuple):
@@ -54,6 +67,8 @@ class Record(NamedTuple):
     cells: Sequence[Any]
     problems: tuple[Problem, ...] = ()
     torn_at: int | None = None
+    merged: tuple[int, ...] = ()
+    """The positions of cells whose value stands in a row above."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +79,6 @@ class Torn(Row):
     """
 
     line: int = 0
-
-
-STRAY_BYTE = re.compile("[\udc80-\udcff]")  # how `surrogateescape` shows what it could not decode
-
-
-FORMULA_STARTS = "=+-@\t\r＝＋－＠"
-_GUARD = re.compile(f"'(?=[{re.escape(FORMULA_STARTS)}])")
-
-
-def guarded(cell: str) -> str:
-    """A cell that no spreadsheet program takes for a formula, whoever wrote it."""
-    return f"'{cell}" if cell[:1] and cell[0] in FORMULA_STARTS else cell
 
 
 def name_of(cell: Any) -> str:
@@ -89,9 +92,19 @@ def header_at(rows: Sequence[Sequence[Any]], known: Container[str]) -> int | Non
 
 
 def cases_of(
-    records: Iterator[Record], directory: Directory, path: Path, *, mixed: bool = False
+    records: Iterator[Record],
+    directory: Directory,
+    path: Path,
+    *,
+    typed: bool = False,
+    mixed: bool = False,
 ) -> Iterator[Row]:
-    """The header as row 0, then each row that is not blank."""
+    """The header as row 0, then each row that is not blank.
+
+    Args:
+        typed: the cells are those of a workbook, where no separator can shift them.
+        mixed: the text is UTF-8 but for a few letters.
+    """
     early = list(islice(records, HEADER_WITHIN))
     known = KnownColumns(directory)
     place = header_at([one.cells for one in early], known)
@@ -111,7 +124,7 @@ def cases_of(
                 f"among its first {HEADER_WITHIN}. `referrals new --csv` prints one."
             )
     header = early[place].cells
-    table = _Table(header, directory, str(path), mixed=mixed)
+    table = _Table(header, directory, str(path), typed=typed, mixed=mixed)
     yield Row(0, header, {})
     for one in early[:place]:
         if sum(map(_is_filled, one.cells)) > _TITLE:
@@ -126,7 +139,7 @@ def cases_of(
 _ABOVE = Problem(
     WHOLE_ROW,
     "stands above the column names.",
-    "Put the row of column names above all cases.",
+    "Move it below them if it is a case; delete it if it is a heading.",
     "above",
 )
 
@@ -139,28 +152,36 @@ class _Table:
     """What is known of a file's columns, so that a row costs little."""
 
     def __init__(
-        self, header: Sequence[Any], directory: Directory, name: str, *, mixed: bool
+        self, header: Sequence[Any], directory: Directory, name: str, *, typed: bool, mixed: bool
     ) -> None:
-        typed = ["" if cell is None else str(cell) for cell in header]
+        shown = ["" if cell is None else str(cell) for cell in header]
         problems: list[Problem] = []
         try:
-            self._columns = Columns(typed, name)
+            self._columns = Columns(shown, name)
         except CaseInvalid as error:
             problems += error.problems
-        problems += _strangers(typed, directory, {one.where for one in problems})
+        problems += _strangers(shown, directory, {one.where for one in problems})
         if problems:
             raise ColumnsInvalid(problems)
+        self._typed = typed
         self._mixed = mixed
         self._names = self._columns.names
         self._wants = [_wanted(column, directory) for column in self._names]
-        self._phones = [
-            place for place, column in enumerate(self._names) if column.endswith("phone")
+        self._lost = [
+            (place, form)
+            for place, (column, want) in enumerate(zip(self._names, self._wants, strict=True))
+            if (form := lost_form(column, want))
+        ]
+        self._bare = [
+            place
+            for place, (column, want) in enumerate(zip(self._names, self._wants, strict=True))
+            if want != "text" or column.endswith(("email", "postcode", "area", "district"))
         ]
 
     def row(self, record: Record) -> Row | None:
-        number, cells, problems, torn_at = record
+        number, cells, problems, torn_at, merged = record
         if torn_at is not None:
-            return Torn(number, cells, {}, problems, torn_at)
+            return Torn(number, cells, {}, problems, line=torn_at)
         texts: Sequence[str] = cells
         try:
             whole = "\n".join(texts)
@@ -170,22 +191,34 @@ class _Table:
             whole = "\n".join(texts)
         if not whole or whole.isspace():
             return None
-        if "'" in whole and _GUARD.search(whole):
-            texts = [text[1:] if _GUARD.match(text) else text for text in texts]
-        if self._mixed or any(map(whole.__contains__, _SUSPECT)):
+        problems += tuple(
+            Problem(self._names[place], *_IS_MERGED)
+            for place in merged
+            if place < len(self._names) and self._names[place]
+        )
+        texts = unguarded(whole, texts)
+        if not whole.isascii():
+            texts = self._without_unseen(texts)
+        if not self._typed and ("=" in whole or ' "' in whole or "“" in whole):
+            texts, wrong = self._as_opened(texts)
+            problems += wrong
+        if self._mixed or is_suspect(whole, texts):
             texts, wrong = self._checked(texts, cells)
             problems += wrong
-        for place in self._phones:
+        for place, form in self._lost:
             if (
                 place < len(texts)
+                and (found := form.fullmatch(texts[place].strip()))
                 and type(cells[place]) is str  # of others it is said already
-                and _NO_ZERO.fullmatch(texts[place])
             ):
-                problems += (Problem(self._names[place], *_LOST_ZERO),)
+                problems += (Problem(self._names[place], *lost_words(found)),)
         over = self._columns.without_name(texts)
         if over is not None:
-            return Row(number, cells, {}, (*problems, _over(over, len(self._names))))
-        return Row(number, cells, self._columns.nested(texts), problems)
+            problems += (_over(over, self._typed or over < len(self._names)),)
+            if not self._typed:
+                return Row(number, cells, {}, problems)
+        raw, numbers = self._columns.nested(texts)
+        return Row(number, cells, raw, problems, numbers)
 
     def _texts(self, cells: Sequence[Any]) -> tuple[list[str], tuple[Problem, ...]]:
         """Typed cells as texts."""
@@ -202,6 +235,25 @@ class _Table:
                 problems.append(Problem(self._names[place], *problem))
         return texts, tuple(problems)
 
+    def _without_unseen(self, texts: Sequence[str]) -> Sequence[str]:
+        """Where no text is wanted, what nobody can see would make a right value a wrong one."""
+        bare: list[str] | None = None
+        for place in self._bare:
+            if place < len(texts) and not texts[place].isascii():
+                bare = bare or list(texts)
+                bare[place] = UNSEEN.sub("", bare[place])
+        return bare or texts
+
+    def _as_opened(self, texts: Sequence[str]) -> tuple[Sequence[str], tuple[Problem, ...]]:
+        """As a spreadsheet program shows them that opens the file."""
+        shown = list(texts)
+        problems = []
+        for place, text in enumerate(texts[: len(self._names)]):
+            shown[place], words = as_opened(text, "".join(texts[place + 1 : place + 2]))
+            if words:
+                problems.append(Problem(self._names[place], *words))
+        return shown, tuple(problems)
+
     def _checked(
         self, texts: Sequence[str], cells: Sequence[Any]
     ) -> tuple[Sequence[str], tuple[Problem, ...]]:
@@ -212,7 +264,7 @@ class _Table:
             problem = None
             if text.isascii():
                 if type(cells[place]) is str:
-                    problem = _shown_only(text, self._wants[place])
+                    problem = shown_only(text, self._wants[place])
             elif self._mixed and (byte := STRAY_BYTE.search(text)):
                 checked[place] = STRAY_BYTE.sub("\ufffd", text)
                 problem = (
@@ -221,7 +273,7 @@ class _Table:
                     "Type that letter again, and save the file as CSV UTF-8.",
                     "encoding",
                 )
-            elif _is_garbled(text):
+            elif is_garbled(text):
                 problem = (
                     "holds letters that were read in the wrong encoding, as é that became Ã©.",
                     "Type them again. In Excel, open a CSV by Data, From Text/CSV, as UTF-8.",
@@ -236,8 +288,9 @@ def _th(number: int) -> str:
     return {1: "st", 2: "nd", 3: "rd"}.get(number % 10 * (number % 100 not in (11, 12, 13)), "th")
 
 
-def _over(place: int, columns: int) -> Problem:
-    if place >= columns:
+def _over(place: int, in_place: bool) -> Problem:
+    """`in_place`: the value stands where it was typed; no separator can have moved it."""
+    if not in_place:
         return Problem(
             WHOLE_ROW,
             "has more cells than there are columns.",
@@ -247,59 +300,17 @@ def _over(place: int, columns: int) -> Problem:
     return Problem(
         f"column {letters(place)}",
         "has a value, but the column has no name.",
-        "Name the column, or delete it.",
+        "Delete the column, or give it one of our names.",
         "column",
     )
 
 
-# What a row holds if a cell of it is to be looked at: most have none of them.
-_SUSPECT = ("#", "E+", "E-", "Ã", "Â", "â€", "Å", "Ä")
-_NO_ZERO = re.compile(r"\s*[1-9]\d{8,9}\s*", re.ASCII)
-_LOST_ZERO = (
-    "has lost its leading zero, as happens where a spreadsheet takes a phone number for a number.",
-    "Format the column as Text in the spreadsheet and type the whole number again.",
-    "cell-type",
+MERGED = "merged"
+_IS_MERGED = (
+    "is merged with the cell above, which alone holds the value.",
+    "Unmerge the cells and fill in each.",
+    MERGED,
 )
-_SCIENTIFIC = re.compile(r"\s*-?\d(?:[.,]\d+)?E[+-]\d{2,3}\s*", re.ASCII)
-_HASHES = re.compile(r"\s*#{2,}\s*")
-_ERRORS = frozenset(
-    {"#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!",
-     "#FIELD!", "#BLOCKED!", "#CONNECT!", "#GETTING_DATA", "#BUSY!", "#UNKNOWN!", "#PYTHON!",
-     "#EXTERNAL!"}
-)  # fmt: skip
-_FORMULA_ERROR = ("holds a formula's error.", "Type the value itself.", "cell-error")
-_Words = tuple[str, str, str]  # what, remedy, code
-
-
-def _shown_only(text: str, want: Wanted) -> _Words | None:
-    if text.strip() in _ERRORS:
-        return _FORMULA_ERROR
-    if _HASHES.fullmatch(text):
-        return (
-            "holds only #####, which a spreadsheet shows for a column that is too narrow and for "
-            "a date that can't be.",
-            "Widen the column or type the value again, and save the file anew.",
-            "cell-error",
-        )
-    if want in ("text", "code") and _SCIENTIFIC.fullmatch(text):
-        return (
-            "holds a long number as the spreadsheet shortened it (such as 2.4E+10): digits are "
-            "lost.",
-            "Format the column as Text in the spreadsheet and type the value again.",
-            "cell-type",
-        )
-    return None
-
-
-def _is_garbled(text: str) -> bool:
-    """Whether its letters make sense only as UTF-8 that was taken for CP1252."""
-    try:
-        return text.encode("cp1252").decode("utf-8") != text
-    except UnicodeError:
-        return False
-
-
-Wanted = Literal["text", "code", "moment", "other"]
 
 
 @cache
@@ -392,63 +403,3 @@ def _wanted(column: str, directory: Directory) -> Wanted:
     """As `wanted_of`, but crime numbers and the like may be numbers: all of one is its digits."""
     want = wanted_of(column, directory)
     return "code" if want == "text" and column.endswith(("reference", "references")) else want
-
-
-def as_cell_text(value: Any, wanted: Wanted = "other") -> tuple[str, _Words | None]:
-    """A typed cell as one would type it into a CSV, and what is wrong with it: what, remedy, code.
-
-    A number where text is wanted has lost what was typed, a leading zero for example: it is said
-    and not guessed.
-    """
-    match value:
-        case None:
-            return "", None
-        case str():
-            return value, _shown_only(value, wanted)
-        case bool():
-            text, kind = ("yes" if value else "no"), "yes or no"
-        case datetime():
-            text, kind = _moment_text(value, wanted), "a date"
-        case date():
-            text, kind = value.isoformat(), "a date"
-        case time():
-            text, kind = value.isoformat("seconds" if value.second else "minutes"), "a time"
-        case timedelta():
-            text, kind = str(value), "a time"
-        case int() | float():
-            whole = isinstance(value, float) and value.is_integer()
-            text, kind = str(int(value) if whole else value), "a number"
-            if wanted == "code" and text.isdigit() and len(text) <= _EXACT_DIGITS:
-                return text, None
-        case _:
-            return value.shown, _error_of(value)
-    if wanted not in ("text", "code"):
-        return text, None
-    return text, (
-        f"is stored as {kind}, where text is wanted: what was typed may have changed, as a "
-        "leading zero is lost.",
-        "Format the column as Text in the spreadsheet and type the value again.",
-        "cell-type",
-    )
-
-
-_EXACT_DIGITS = 15  # Excel makes zeros of those behind
-
-
-def _error_of(error: CellError) -> _Words:
-    if error.uncalculated:
-        return (
-            "holds a formula whose value was not saved with it.",
-            "Open the workbook in a spreadsheet program and save it; or type the value itself.",
-            "cell-error",
-        )
-    return _shown_only(error.shown, "other") or _FORMULA_ERROR
-
-
-def _moment_text(value: datetime, wanted: Wanted) -> str:
-    """A day where the cell has no time; Excel's fractions of a day miss seconds by a little."""
-    half = timedelta(milliseconds=500 if value.year < 9999 else 0)
-    nearest = (value + half).replace(microsecond=0)
-    if wanted != "moment" and nearest.time() == time():
-        return nearest.date().isoformat()
-    return f"{nearest:%Y-%m-%d %H:%M:%S}" if nearest.second else f"{nearest:%Y-%m-%d %H:%M}"

@@ -28,6 +28,8 @@ _LINE_ENDS = re.compile(r"\r\n|[\r\u2028\u2029]")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 _UK_DATE = re.compile(r"(\d{2})/(\d{2})/(\d{4})", re.ASCII)
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_MIDNIGHT = re.compile(r" 00:00:00(?:\.0+)?$", re.ASCII)  # as databases export a day
+_SERIAL = re.compile(r"\d{5}(?:\.\d+)?", re.ASCII)
 _MOMENT = re.compile(r"(\S+)[T ](\d{2}:\d{2})(?::00)?", re.ASCII)
 
 
@@ -87,7 +89,7 @@ def as_date(value: Any) -> date:
     if isinstance(value, date) and not isinstance(value, datetime):
         return value
     if isinstance(value, str):
-        value = value.strip()
+        value = _MIDNIGHT.sub("", value.strip())
         if uk := _UK_DATE.fullmatch(value):
             value = f"{uk[3]}-{uk[2]}-{uk[1]}"
         if _ISO_DATE.fullmatch(value):
@@ -95,6 +97,12 @@ def as_date(value: Any) -> date:
                 return date.fromisoformat(value)
             except ValueError:
                 pass
+        if _SERIAL.fullmatch(value):
+            raise fault(
+                "date",
+                "is a number, as a spreadsheet keeps a date that it shows otherwise.",
+                "Format the cell as a date, or write it as 2026-01-31 or 31/01/2026.",
+            )
     raise fault("date", "is not a date.", "Write it as 2026-01-31 or 31/01/2026.")
 
 
@@ -133,7 +141,7 @@ def as_yes_no(value: Any) -> bool:
         return True
     if word in _NO:
         return False
-    raise fault("yes-no", "is neither yes nor no.", "Write true or false (yes or no in a CSV).")
+    raise fault("yes-no", "is neither yes nor no.", "Write yes or no.")
 
 
 # The plainest addresses, all of which email-validator takes (a test compares the two). Importing
@@ -204,11 +212,22 @@ def as_reference(value: Any) -> str:
     return text
 
 
+def as_choice(value: Any) -> Any:
+    """One of our words, whatever its capitals; whether it is one is for others to say."""
+    return value.strip().casefold() if isinstance(value, str) else value
+
+
 def split_list(value: Any) -> Any:
     """`a; b` in a CSV cell is the list a, b; anything else is left as it is."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(";") if part.strip()]
     return value
+
+
+def as_names(value: Any) -> Any:
+    """A list of our words, such as interventions."""
+    names = split_list(value)
+    return [as_choice(name) for name in names] if isinstance(names, list) else names
 
 
 Line = Annotated[str, BeforeValidator(given_line)]

@@ -17,6 +17,8 @@ CORE = (
     "audit",
     "case",
     "case_files",
+    "cells",
+    "day_or_month",
     "delivery",
     "directory",
     "directory_files",

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from referrals.errors import CaseUnreadable
+from referrals.errors import CaseInvalid, CaseUnreadable
 from referrals.rules import Finding, Level
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from referrals.case import Case
-    from referrals.directory import Place
+    from referrals.directory import Directory, Place
     from referrals.service import Service
+    from referrals.tables import Row
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _COLOURS = {Level.BLOCK: "red", Level.ADVISE: "yellow", Level.INFO: "blue"}
@@ -35,7 +37,9 @@ def case_argument(command: _Command) -> _Command:
 def case_options(command: _Command) -> _Command:
     """Options of every command that reads a case."""
     command = click.option(
-        "--row", type=click.IntRange(1), help="Which row of a CSV; 1 is the first after the names."
+        "--row",
+        type=click.IntRange(1),
+        help="Which row of a spreadsheet; 1 is the first after the names.",
     )(command)
     return click.option(
         "--set",
@@ -53,34 +57,87 @@ def service() -> Service:
     return build_service(read_settings())
 
 
-def read_raw(case: str, row: int | None, changes: Sequence[str]) -> dict[str, Any]:
-    """The raw case from a file or standard input (`-`), with the changes made.
+def read_case_file(
+    using: Service, case: str, row: int | None, changes: Sequence[str]
+) -> tuple[Case, Place]:
+    """The case from a file or standard input (`-`), with the changes made.
 
     Raises:
         CaseUnreadable: no such file, not a case, or several rows and none chosen.
+        CaseInvalid: with every problem, those of a spreadsheet's cells among them.
     """
-    from referrals.case_files import LARGEST_FILE, flatten, parse, unflatten
+    from referrals.case_files import name_in_file
 
-    name = "standard input" if case == "-" else case
+    found = _chosen(_rows_in(case, using.directory), case, row)
+    raw, numbers = dict(found.raw), found.numbers
+    problems = list(found.problems)
+    if changes:
+        raw, set_anew = _changed(raw, changes)
+        numbers = {}
+        problems = [one for one in problems if not f"{one.where}.".startswith(set_anew)]
     try:
-        if case == "-":
-            content = sys.stdin.buffer.read(LARGEST_FILE + 1)
-        else:
+        read = using.read(raw)
+    except CaseInvalid as error:
+        said = {one.where for one in problems}
+        named = [replace(one, where=name_in_file(one.where, numbers)) for one in error.problems]
+        raise CaseInvalid([*problems, *(one for one in named if one.where not in said)]) from None
+    if problems:
+        raise CaseInvalid(problems)
+    return read
+
+
+def _rows_in(case: str, directory: Directory) -> Iterator[Row]:
+    from referrals.case_files import LARGEST_FILE, is_table, parse
+
+    if case == "-":
+        content = sys.stdin.buffer.read(LARGEST_FILE + 1)
+    else:
+        try:
             with Path(case).open("rb") as file:
                 content = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise CaseUnreadable(f"{name} can't be read: {error.strerror}.") from None
-    cases = parse(content, name)
-    if not cases:
+        except OSError as error:
+            raise CaseUnreadable(f"{case} can't be read: {error.strerror}.") from None
+        if Path(case).is_file() and is_table(content, case):
+            from referrals.row_files import open_rows
+
+            for found in open_rows(Path(case), directory).rows():
+                raw = {key: value for key, value in found.raw.items() if key != "intervention"}
+                yield replace(found, raw=raw)
+            return
+    from referrals.tables import Row
+
+    for number, given in enumerate(parse(content, _named(case)), 1):
+        yield Row(number, (), given)
+
+
+def _named(case: str) -> str:
+    return "standard input" if case == "-" else case
+
+
+def _chosen(rows: Iterator[Row], case: str, wanted: int | None) -> Row:
+    """Counted from 1, blank rows left out."""
+    count = 0
+    found: Row | None = None
+    for count, row in enumerate(rows, 1):
+        if wanted == count:
+            return row
+        found = found or row
+    name = _named(case)
+    if found is None:
         raise CaseUnreadable(f"{name} has no row with a case under its column names.")
-    if row is None and len(cases) > 1:
-        raise CaseUnreadable(f"{name} has {len(cases)} rows: choose one with --row.")
-    if row is not None and row > len(cases):
-        raise CaseUnreadable(f"{name} has {len(cases)} rows: there is no row {row}.")
-    raw = cases[(row or 1) - 1]
-    if not changes:
-        return raw
+    if wanted is not None:
+        raise CaseUnreadable(f"{name} has {count} rows: there is no row {wanted}.")
+    if count > 1:
+        raise CaseUnreadable(f"{name} has {count} rows: choose one with --row.")
+    return found
+
+
+def _changed(raw: dict[str, Any], changes: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The case with values given or replaced, and the starts of their names."""
+    from referrals.case_files import flatten, unflatten
+
     cells = dict(flatten(raw))
+    keys = []
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
@@ -88,17 +145,12 @@ def read_raw(case: str, row: int | None, changes: Sequence[str]) -> dict[str, An
         for old in [old for old in cells if old == key or old.startswith(f"{key}.")]:
             del cells[old]
         cells[key.strip()] = value
+        keys.append(f"{key.strip()}.")
     changed = unflatten(cells.items())
     asked, answers = raw.get("answers"), changed.setdefault("answers", {})
     if isinstance(asked, dict) and isinstance(answers, dict):
         changed["answers"] = {name: {} for name in asked} | answers
-    return changed
-
-
-def read_case_file(
-    using: Service, case: str, row: int | None, changes: Sequence[str]
-) -> tuple[Case, Place]:
-    return using.read(read_raw(case, row, changes))
+    return changed, tuple(keys)
 
 
 def print_json(value: Any) -> None:

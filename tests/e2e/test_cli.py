@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pty
@@ -16,6 +17,7 @@ from typing import Any
 
 import click
 import jsonschema
+import openpyxl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -281,6 +283,29 @@ def test_a_row_of_a_spreadsheet_is_chosen(referrals: Command, home: Path) -> Non
         for row in "12"
     }
     assert len(references) == 2
+
+
+def test_one_row_is_read_with_the_same_care_as_many(referrals: Command, home: Path) -> None:
+    """A number that a spreadsheet shortened is one in `send` as in `batch`."""
+    header, row, _ = referrals("new", "--csv", "mediation").out.split("\r\n", 2)
+    cells = dict(zip(*csv.reader([header, row]), strict=True))
+    cells |= {"people.victim.phone": "7.7009E+09", "intervention": "mediation"}
+    cells = {name.replace("consents.2.", "consents.4."): cell for name, cell in cells.items()}
+    cells["consents.4.how"] = "by pigeon"
+    with (home / "cases.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([cells, cells.values()])
+    book = openpyxl.Workbook()
+    for line in (list(cells), list(cells.values())):
+        book.worksheets[0].append(line)
+    book.save(home / "cases.xlsx")
+
+    for name in ("cases.csv", "cases.xlsx"):
+        done = referrals("draft", "mediation", name)
+        assert done.code == 3
+        assert "people.victim.phone: holds a long number" in done.err
+        assert "consents.4.how: is not one of the choices" in done.err
+    mended = ["--set", "people.victim.phone=07700 900123", "--set", "consents.2.how=phone"]
+    assert referrals("check", "cases.xlsx", "mediation", *mended).code == 0
 
 
 def test_a_template_is_started_and_kept(

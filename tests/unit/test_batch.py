@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 
 from referrals.batch import Made, Make, RowError, Survey, check_row, survey
@@ -74,6 +76,24 @@ def test_a_row_that_asks_for_nothing_is_wrong(cells: dict[str, str], service: Se
     assert checked.going == ()
 
 
+def test_what_is_missing_is_said_by_columns_that_there_can_be(
+    cells: dict[str, str], tmp_path: Path, service: Service
+) -> None:
+    """No file has a column `referrer`."""
+    row = {k: "" if k.startswith(("referrer.", "location.")) else v for k, v in cells.items()}
+    path = tmp_path / "cases.csv"
+    path.write_text(as_csv([row]), newline="")
+
+    errors, _ = errors_of(path, service)
+
+    needed = ("name", "role", "organisation", "email")
+    assert [column for _, column, _ in where(errors)] == [
+        *(f"referrer.{one}" for one in needed),
+        "location",
+    ]
+    assert "Give an area" in errors[-1].problem.remedy
+
+
 def test_every_error_of_every_row_is_found(
     cells: dict[str, str], tmp_path: Path, service: Service
 ) -> None:
@@ -98,6 +118,79 @@ def test_every_error_of_every_row_is_found(
     assert all(one.problem.what and one.problem.remedy for one in errors)
     assert CANARY not in str(errors)
     assert seen.referrals == 1
+
+
+def test_a_column_keeps_its_number_where_one_before_it_is_blank(
+    cells: dict[str, str], tmp_path: Path, service: Service
+) -> None:
+    """A case closes the gaps of a list up; whoever mends the file looks for its own columns."""
+    row = {name.replace("consents.2.", "consents.4."): text for name, text in cells.items()}
+    row |= {"incidents.1.on": "", "incidents.1.what": "", "incidents.2.on": "2026-01-31"}
+    row |= {"consents.2.person": "", "consents.3.person": "other_party"}
+    row |= {"incidents.2.what": "", "consents.4.on": "Easter", "consents.1.how": "by pigeon"}
+    path = tmp_path / "cases.csv"
+    path.write_text(as_csv([row]), newline="")
+
+    errors, _ = errors_of(path, service)
+
+    assert {column for _, column, _ in where(errors)} == {
+        "incidents.2.what",
+        "consents.1.how",
+        *(f"consents.3.{one}" for one in ("interventions", "given", "on", "recorded_by", "how")),
+        "consents.4.on",
+    }
+
+
+ON, BORN = "consents.1.on", "people.victim.date_of_birth"
+
+
+@pytest.mark.parametrize(
+    ("dates", "in_doubt"),
+    [
+        (["02/13/2026", "02/03/2026", "04/04/2026", "2026-03-02"], [(3, ON), (4, BORN)]),
+        (["2/13/2026", "10/11/2025", "1/2/2026", "12/09/2025"], [(3, ON), (5, ON), (4, BORN)]),
+        (["02/13/2026", "02/03/2026", "13/02/2026", "04/03/2026"], []),
+        (["Easter", "02/03/2026", "04/03/2026", "04/03/2026"], []),
+        (["13/13/2026", "02/03/2026", "04/03/2026", "04/03/2026"], []),
+    ],
+)
+def test_a_date_of_an_american_export_is_not_taken_for_ours(
+    dates: list[str],
+    in_doubt: list[tuple[int, str]],
+    cells: dict[str, str],
+    tmp_path: Path,
+    service: Service,
+) -> None:
+    """Once one date can only have the month first, those that may have it are in doubt."""
+    rows = [{**row, ON: on} for row, on in zip(rows_of(cells, 4), dates, strict=True)]
+    for row, born in zip(rows, ["", "", "05/06/1990", "07/07/1991"], strict=True):
+        row[BORN] = born
+    path = tmp_path / "cases.csv"
+    path.write_text(as_csv(rows), newline="")
+
+    errors, seen = errors_of(path, service)
+
+    found = [(row, column) for row, column, code in where(errors) if code == "day-or-month"]
+    assert found == in_doubt
+    assert seen.wrong >= {row for row, _ in found}
+    assert seen.errors == len(errors)
+
+
+def test_what_a_spreadsheet_program_made_of_an_american_export_is_in_doubt(
+    cells: dict[str, str], tmp_path: Path, service: Service
+) -> None:
+    """It swaps day and month where it can, and leaves the rest as text."""
+    rows = rows_of(cells, 3)
+    book = openpyxl.Workbook()
+    book.worksheets[0].append(list(rows[0]))
+    for row, on in zip(rows, ["02/13/2026", date(2026, 3, 2), date(2026, 2, 2)], strict=True):
+        book.worksheets[0].append(list({**row, ON: on}.values()))
+    path = tmp_path / "cases.xlsx"
+    book.save(path)
+
+    errors, _ = errors_of(path, service)
+
+    assert where(errors) == [(2, ON, "date"), (3, ON, "day-or-month")]
 
 
 def test_two_rows_for_one_referral_are_both_wrong(

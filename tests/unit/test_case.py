@@ -108,6 +108,19 @@ def test_interventions_may_be_listed_in_one_cell() -> None:
     assert case.consents[0].interventions == ["mediation", "victim-hardening"]
 
 
+def test_a_choice_is_the_same_in_capitals_and_with_a_blank_behind_it() -> None:
+    """As a cell begins with a capital, and often ends with a blank."""
+    incident = {"on": "2026-11-01", "what": "Shouting", "record": "Non-Crime ", "strand": "Race"}
+    consent = raw_consent(person="Victim", how=" In-person", interventions="Mediation; X")
+    case = read(incidents=[incident], consents=[consent])
+
+    assert (case.incidents[0].record, case.incidents[0].strand) == ("non-crime", "race")
+    assert (case.consents[0].person, case.consents[0].how) == ("victim", "in-person")
+    assert case.consents[0].interventions == ["mediation", "x"]
+    assert kinds(consents=[raw_consent(how="Pigeon")]) == [("consents.0.how", "enum")]
+    assert kinds(consents=[raw_consent(how=7)]) == [("consents.0.how", "enum")]
+
+
 @pytest.mark.parametrize("given", ["", "maybe", 1, 0, None, "given"])
 def test_agreement_is_a_plain_yes_or_no(given: Any) -> None:
     assert kinds(consents=[raw_consent(given=given)]) == [("consents.0.given", "yes-no")]
@@ -197,6 +210,7 @@ DATED: list[tuple[str, Any]] = [
 def test_what_is_recorded_has_happened(where: str, values: Any) -> None:
     read(**values(TODAY.isoformat()))
     assert kinds(**values(TOMORROW.isoformat())) == [(where, "future")]
+    assert (where, "past") in kinds(**values("1900-01-01")), "what programs write for no date"
 
 
 # --- the model is closed, frozen and silent

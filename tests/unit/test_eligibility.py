@@ -752,7 +752,7 @@ def test_every_problem_is_said_at_once(directory: Directory) -> None:
     raw["people"]["victim"]["dob"] = "1985-01-01"
     raw["people"]["young_person"]["date_of_birth"] = "17th of May"
     raw["consents"][0]["how"] = "telepathy"
-    raw["consents"][0]["interventions"] = ["mediation", "Mediation", "exile"]
+    raw["consents"][0]["interventions"] = ["mediation", "Mediations", "exile"]
     raw["consents"][1]["interventions"] = "mediation; meditation"
     raw["lawful_basis"] = {"basis": "because", "reason": "", "on": 5}
     raw["overrides"] = [override("MED-001", reason="No.")]

@@ -19,12 +19,13 @@ import openpyxl
 import pytest
 
 from referrals.case_files import flatten
+from referrals.cells import as_cell_text
 from referrals.directory import Directory
 from referrals.errors import CaseInvalid, CaseUnreadable
 from referrals.row_files import open_rows
 from referrals.samples import sample_case
 from referrals.sheets import Workbook
-from referrals.tables import Row, as_cell_text, wanted_of
+from referrals.tables import Row, wanted_of
 from tests.conftest import TODAY
 from tests.rows import as_csv, rows_of
 from tests.workbooks import Book, Cell, boolean, error, formula, inline
@@ -127,6 +128,47 @@ def test_one_cp1252_letter_at_the_very_end_decides_for_the_whole(
 
     assert last.raw["people"]["victim"]["name"] == "Zoë"
     assert last.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("mac_roman", "Renée"),
+        ("mac_roman", "Müller"),
+        ("mac_roman", "OʼNeill".replace("ʼ", "’")),
+        ("mac_roman", "one – two"),
+        ("mac_roman", "Françoise"),
+        ("cp850", "Café"),
+        ("cp850", "Jörg"),
+        ("cp850", "Müller"),
+        ("cp437", "García"),
+        ("cp850", "£50"),
+    ],
+)
+def test_a_csv_of_a_macintosh_or_of_ms_dos_is_not_read_as_if_of_windows(
+    encoding: str, text: str, tmp_path: Path, directory: Directory
+) -> None:
+    """Excel offers both in its list of file types; RenŽe would be the wrong name."""
+    content = f"reference,{NAME}\nA1,Alex\nA2,{text}\n".encode(encoding)
+
+    assert "line 3 shows" in refused(saved(tmp_path, content), directory)
+
+
+def test_what_windows_has_is_no_sign_of_another_encoding(
+    tmp_path: Path, directory: Directory
+) -> None:
+    names = [
+        "Dušan Žižek",
+        "Ólafur Ó Briain",
+        "Sa‘id",
+        "O’Neill – “Al” … £5 • Œuvre™",
+        "ŠKODA",
+        "“Go home”he said •then •left™and",
+    ]
+    rows = "".join(f'A{number},"{name}"\n' for number, name in enumerate(names))
+    path = saved(tmp_path, f"reference,{NAME}\n{rows}".encode("cp1252"))
+
+    assert [plain(row)[NAME] for row in read(path, directory)] == names
 
 
 def test_a_stray_cp1252_letter_in_utf8_is_said_with_row_and_column(
@@ -276,11 +318,88 @@ def test_what_a_spreadsheet_put_in_place_of_a_value_is_said(
         (2, NAME, "cell-error"),
         (2, "incidents.1.on", "cell-error"),
         (2, "incidents.1.reference", "cell-type"),
+        (3, NAME, "cell-error"),
         (3, PHONE, "cell-type"),
         (4, "reference", "cell-error"),
         (4, PHONE, "cell-type"),
         (4, "incidents.1.on", "cell-error"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("column", "written", "text"),
+    [
+        (PHONE, '"=""07700900123"""', "07700900123"),
+        (PHONE, '="07700900123"', "07700900123"),
+        ("reference", '="00123"', "00123"),
+        (PHONE, "'07700 900123", "07700 900123"),
+        (PHONE, "7700900123.0", None),
+        (PHONE, "7.7009e+09", None),
+        ("reference", "24000123.0", None),
+        ("incidents.1.reference", "24000123.0", None),
+        ("incidents.1.reference", "24.0", "24.0"),
+        ("incidents.1.reference", "0", None),
+        ("people.victim.safe_contact.times", "10-Dec", None),
+        ("people.victim.safe_contact.times", "10-12", "10-12"),
+        ("incidents.1.reference", "Mar-01", None),
+        (NAME, "NULL", None),
+        (NAME, "Null", "Null"),
+        ("people.victim.access_needs", "nan", None),
+        ("people.victim.access_needs", "None", "None"),
+        (NAME, "=B7", None),
+        (NAME, "'=B7", None),
+        (NAME, '"=HYPERLINK(""x"",""Alex"")"', None),
+        (PLACE, "=> the back gate", "=> the back gate"),
+        (PLACE, "==== moved ====", "==== moved ===="),
+        (PLACE, '"""Gate"" he said"', '"Gate" he said'),
+        ("incidents.1.on", "\u200e31/01/2026\u200f", "31/01/2026"),
+        ("location.area", "city\u200b", "city"),
+        ("referrer.email", "\u202asam@council.example.com\u202c", "sam@council.example.com"),
+        (NAME, "\u0646\u200c\u0627", "\u0646\u200c\u0627"),
+    ],
+)
+def test_a_csv_is_read_as_a_spreadsheet_program_shows_it(
+    column: str, written: str, text: str | None, tmp_path: Path, directory: Directory
+) -> None:
+    """None: it shows something else, and that is said."""
+    path = saved(tmp_path, f"reference,{column},people.other_party.name\nA1,{written},Bo\n")
+    if column == "reference":
+        path = saved(tmp_path, f"reference,people.other_party.name\n{written},Bo\n")
+
+    (row,) = read(path, directory)
+
+    assert row.raw["people"]["other_party"]["name"] == "Bo"
+    if text is None:
+        assert [(number, where) for number, where, _ in wrong([row])] == [(2, column)]
+    else:
+        assert wrong([row]) == []
+        assert plain(row)[column] == text
+
+
+def test_a_quotation_after_a_blank_may_have_moved_what_follows(
+    tmp_path: Path, directory: Directory
+) -> None:
+    """`a, "b, c"` has three cells for every reader of CSV, of which one may be dropped unseen."""
+    text = (
+        f"reference, {PLACE}, {NAME}, {PHONE}\n"
+        'A1, "1 Road, Town", Alex\nA2, 5" nails, Bo\nA3,“1 Road, Town”,Alex\nA4,“Gate,Alex\n'
+    )
+
+    rows = read(saved(tmp_path, text), directory)
+
+    assert wrong(rows) == [(2, PLACE, "quote"), (4, PLACE, "quote")]
+
+
+def test_a_note_beside_a_table_is_said_by_its_column_and_the_row_read_on(
+    book: Book, tmp_path: Path, directory: Directory
+) -> None:
+    """No separator can have moved the cells of a workbook."""
+    book.add([["reference", NAME, PHONE], ["A1", "Alex", book.number("77"), None, "rang twice"]])
+
+    (row,) = read(book.save(tmp_path / "cases.xlsx"), directory)
+
+    assert wrong([row]) == [(2, PHONE, "cell-type"), (2, "column E", "column")]
+    assert row.raw["people"]["victim"]["name"] == "Alex"
 
 
 # The header
@@ -542,8 +661,17 @@ MOMENT = "answers.police-dispersal-order.starts"
         ("incidents.1.on", "59", "d/m/yyyy", "1900-02-28"),
         ("incidents.1.on", "61", "d/m/yyyy", "1900-03-01"),
         ("incidents.1.on", "0.75", "hh:mm", "18:00"),
-        ("incidents.1.on", "46328", '"day "0', "46328"),
-        ("incidents.1.on", "46328", "0.00E+00", "46328"),
+        ("incidents.1.on", "46328", '"day "0', "day 46328"),
+        ("incidents.1.on", "46328", "[$-409]mmm\\-yy;@", None),
+        ("incidents.1.on", "46328", "yyyy", None),
+        ("incidents.1.on", "46328", "d-mmm", "2026-11-02"),
+        ("incidents.1.on", "46328", "dd/mm/yyyy hh:mm", "2026-11-02"),
+        (MOMENT, "46328", "dd/mm/yyyy", "2026-11-02"),
+        (MOMENT, "46328", "dd/mm/yyyy hh:mm", "2026-11-02 00:00"),
+        (MOMENT, "46328.75", "dd/mm/yyyy", "2026-11-02 18:00"),
+        ("incidents.1.on", "46328", "0.00E+00", "4.63E+04"),
+        ("incidents.1.reference", "260000000000", "0.00E+00", None),
+        ("incidents.1.reference", "260000000000", "General", "260000000000"),
         ("incidents.1.on", "0.5", "0%", "0.5"),
         ("incidents.1.on", "1.25", "[h]:mm", "1 day, 6:00:00"),
         (PHONE, "7700900123", "00000000000", "07700900123"),
@@ -552,6 +680,13 @@ MOMENT = "answers.police-dispersal-order.starts"
         (PHONE, "7700900123", "0", None),
         ("incidents.1.reference", "24000123", "General", "24000123"),
         ("incidents.1.reference", "24000123.0", "0", "24000123"),
+        ("incidents.1.reference", "24000123", "#,##0", "24000123"),
+        ("incidents.1.reference", "123", '"HC/"0000', "HC/0123"),
+        ("incidents.1.reference", "123", '_-"HC"\\-#_-;@', "HC-123"),
+        ("incidents.1.reference", "12345", '"HC/"0000"/26"', "HC/12345/26"),
+        ("incidents.1.reference", "123", '"HC "General', "HC 123"),
+        ("incidents.1.reference", "123.5", '"HC "0', None),
+        ("incidents.1.reference", "0", "General", None),
         ("incidents.1.reference", "2.4000123E7", "General", "24000123"),
         ("incidents.1.reference", "24000123.000000004", "General", "24000123"),
         ("incidents.1.reference", "1.2345678901234568E+17", "General", None),
@@ -571,7 +706,10 @@ def test_a_number_is_read_as_it_is_shown(
     tmp_path: Path,
     directory: Directory,
 ) -> None:
-    """None: what was typed can't be told any more, and that is said."""
+    """None: what was typed can't be told any more, and that is said.
+
+    A day without its time is none of midnight, nor a month its first day.
+    """
     book.add([["reference", column], ["A1", book.number(written, shown)]])
     (row,) = read(book.save(tmp_path / "cases.xlsx"), directory)
 
@@ -711,6 +849,19 @@ def test_the_other_dialects_of_open_xml_are_read(
     assert plain(row) == {"reference": "A1", "incidents.1.on": "2026-11-02"}
 
 
+@pytest.mark.parametrize("name", ["/{}", "{}"])
+def test_parts_are_found_however_their_names_are_packed(
+    name: str, book: Book, tmp_path: Path, directory: Directory
+) -> None:
+    book.add([["reference", NAME], ["A1", "Alex"]])
+    path, packed = tmp_path / "cases.xlsx", tmp_path / "packed.xlsx"
+    with ZipFile(book.save(path)) as parts, ZipFile(packed, "w") as anew:
+        for part in parts.namelist():
+            anew.writestr(name.format(part).replace("/", "\\"), parts.read(part))
+
+    assert plain(read(packed, directory)[0]) == {"reference": "A1", NAME: "Alex"}
+
+
 def test_a_hidden_row_is_neither_sent_nor_lost(
     book: Book, tmp_path: Path, directory: Directory
 ) -> None:
@@ -722,6 +873,16 @@ def test_a_hidden_row_is_neither_sent_nor_lost(
     assert wrong(rows) == [(3, "(the row)", "hidden")]
 
 
+def test_a_row_without_height_is_hidden(book: Book, tmp_path: Path, directory: Directory) -> None:
+    row = '<row r="2" ht="0" customHeight="1"><c r="A2" t="str"><v>A1</v></c></row>'
+    header = '<row r="1"><c r="A1" t="str"><v>reference</v></c></row>'
+    book.add_xml(f"<sheetData>{header}{row}</sheetData>")
+
+    assert wrong(read(book.save(tmp_path / "cases.xlsx"), directory)) == [
+        (2, "(the row)", "hidden")
+    ]
+
+
 def test_a_cell_merged_downwards_is_said_of_the_rows_that_have_no_value(
     book: Book, tmp_path: Path, directory: Directory
 ) -> None:
@@ -731,7 +892,7 @@ def test_a_cell_merged_downwards_is_said_of_the_rows_that_have_no_value(
 
     found = read(book.save(tmp_path / "cases.xlsx"), directory)
 
-    assert wrong(found) == [(4, "column B", "merged"), (5, "column B", "merged")]
+    assert wrong(found) == [(4, NAME, "merged"), (5, NAME, "merged")]
 
 
 def test_formatted_emptiness_to_the_last_row_is_no_row(
@@ -768,6 +929,18 @@ def test_the_sheet_with_cases_is_found_among_others(
     (row,) = read(book.save(tmp_path / "cases.xlsx", charts=["Chart1"]), directory)
 
     assert row.raw["reference"] == "A1"
+
+
+def test_a_sheet_is_one_of_cases_though_its_reference_has_a_wrong_name(
+    book: Book, tmp_path: Path, directory: Directory
+) -> None:
+    book.add([["Case ref", NAME, PLACE], ["A1", "Alex", "here"]], "Old")
+    book.add([["Notes"], ["location.place"]], "Notes")
+    alone = refused(book.save(tmp_path / "one.xlsx"), directory)
+    book.add(CASES, "New")
+
+    assert "column A: has a name" in alone
+    assert "more than one sheet: 1 and 3" in refused(book.save(tmp_path / "two.xlsx"), directory)
 
 
 def test_cases_in_two_sheets_are_not_left_out_unsaid(
@@ -1016,6 +1189,36 @@ def test_a_workbooks_cells_keep_their_types(
         (one.where, one.code) for one in again.problems
     ]
     assert before.raw == again.raw
+
+
+def test_what_is_wrong_in_a_workbook_is_so_in_the_rows_left_out(
+    book: Book, tmp_path: Path, directory: Directory
+) -> None:
+    """Or the file that is to be mended would pass without."""
+    header = ["reference", NAME, "incidents.1.on", PLACE]
+    month = book.number("46328", "mmm-yy")
+    book.add(
+        [
+            header,
+            ["A1", "Alex_x000B_Sample _x005F_x0041_"],
+            ["A2", "_xD800_ _xFFFF_", month, "both"],
+            ["A3", "Bo"],
+        ],
+        hidden=[2],
+        after='<mergeCells count="1"><mergeCell ref="D3:D4"/></mergeCells>',
+    )
+    path, left = book.save(tmp_path / "cases.xlsx"), tmp_path / "left.xlsx"
+    open_rows(path, directory).copy(left, {2, 3, 4})
+
+    before, again = read(path, directory), read(left, directory)
+    assert wrong(before) == [
+        (2, "(the row)", "hidden"),
+        (3, "incidents.1.on", "cell-type"),
+        (4, PLACE, "merged"),
+    ]
+    assert wrong(again) == [*wrong(before)[:2], (4, PLACE, "cell-error")]
+    assert again[0].raw["people"] == {"victim": {"name": "Alex\vSample _x0041_"}}
+    assert [row.raw for row in again[:2]] == [row.raw for row in before[:2]]
 
 
 def test_without_openpyxl_a_workbook_is_read_and_the_remedy_for_writing_is_said(

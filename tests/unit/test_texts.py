@@ -124,6 +124,8 @@ def test_any_text_is_refused_or_can_be_sent(typed: str) -> None:
     [
         ("2026-01-31", date(2026, 1, 31)),
         (" 31/01/2026 ", date(2026, 1, 31)),
+        ("2026-01-31 00:00:00", date(2026, 1, 31)),  # as a database exports a day
+        ("31/01/2026 00:00:00.000", date(2026, 1, 31)),
         ("03/04/2026", date(2026, 4, 3)),  # British: the day comes first
         ("29/02/2028", date(2028, 2, 29)),
         (date(2026, 1, 31), date(2026, 1, 31)),
@@ -147,6 +149,7 @@ def test_reads_days_as_written_in_britain_or_by_iso(typed: Any, day: date) -> No
         "20260131",
         "2026-W05-6",
         "2026-01-31T00:00",
+        "2026-01-31 18:00:00",
         "31.01.2026",
         "yesterday",
         "\u0662\u0660\u0662\u0666-01-31",
@@ -161,6 +164,11 @@ def test_reads_days_as_written_in_britain_or_by_iso(typed: Any, day: date) -> No
 )
 def test_never_guesses_a_day(typed: Any) -> None:
     assert code_of(as_date, typed) == "date"
+
+
+def test_says_that_a_number_may_be_a_spreadsheets_day() -> None:
+    with pytest.raises(PydanticCustomError, match="as a spreadsheet keeps a date"):
+        as_date("46053")
 
 
 @pytest.mark.parametrize(
