@@ -12,7 +12,7 @@ from datetime import date
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_origin
+from typing import Any, NamedTuple, get_origin
 
 from pydantic import BaseModel
 
@@ -32,9 +32,6 @@ from referrals.cells import (
 )
 from referrals.directory import Directory, QuestionType
 from referrals.errors import CaseInvalid, CaseUnreadable, ColumnsInvalid, Problem
-
-if TYPE_CHECKING:
-    pass
 
 HEADER_WITHIN = 20
 """Rows among which the column names stand; above them there may be a title and blank space."""
