@@ -49,6 +49,7 @@ from referrals.transports.smtp_link import Link
 
 LONGEST_FINAL_WAIT_S = 600.0  # RFC 5321 §4.5.3.2.6
 _QUIT_WAIT_S = 5.0
+_CLEAR_TEXT_WAIT_S = 2.0
 _CLOSING = 421
 _OUT_OF_ORDER = 503
 _BLOCK = 64 * 1024
@@ -249,8 +250,7 @@ class Session:
         await self._connect()
 
     async def _connect(self) -> None:
-        async with self._limit():
-            self._greeting = (await self._client.connect()).message
+        await self._greeted()
         self._in_step = True
         self._refuse_other_machine()
         self.stage = "greeting"
@@ -339,6 +339,47 @@ class Session:
         )
 
     # Steps
+
+    async def _greeted(self) -> None:
+        """Connect; where TLS comes first, hear a relay that says without it that it is too busy.
+
+        Exim does so, for one, if it allows us no more links; else it would seem to know no TLS.
+        """
+        answer = None
+        for again in (False, True):
+            if again:
+                self._client = self._new_client()
+            try:
+                async with self._limit():
+                    self._greeting = (await self._client.connect()).message
+                return
+            except SMTPConnectError as error:
+                if again or not _is_clear_text(error):
+                    raise
+            answer = await self._heard_in_the_clear()
+            if answer is not None:
+                break
+        if answer is not None and 400 <= answer.code <= 599:
+            self.stage = "greeting"
+            raise self._refusal(answer)
+        raise RelayRefused(self._no_common_tls(), stage="tls")
+
+    async def _heard_in_the_clear(self) -> SMTPResponse | None:
+        """The first line that the relay says to whoever says nothing, if it soon says any."""
+        line = b""
+        with suppress(OSError, ValueError):
+            async with asyncio.timeout(min(self._relay.timeout_s, _CLEAR_TEXT_WAIT_S)):
+                reader, writer = await asyncio.open_connection(
+                    self._relay.host, self._relay.effective_port
+                )
+                try:
+                    line = await reader.readline()
+                finally:
+                    writer.transport.abort()
+        said = re.match(rb"([2-5][0-9]{2})[ -]?([^\r\n]*)", line)
+        if said is None:
+            return None
+        return SMTPResponse(int(said[1]), said[2].decode(errors="surrogateescape"))
 
     def _refuse_other_machine(self) -> None:
         """`localhost` is a name, and a name may lead anywhere."""
@@ -702,11 +743,7 @@ class Session:
             return RelayRefused(self._certificate_fault(cause), stage="tls")
         lost = isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
         if isinstance(cause, ssl.SSLError) and stage == "tls" and not lost:
-            return RelayRefused(
-                f"{relay.name} and we found no TLS in common (we need 1.2 or newer). Check "
-                "relay.port and relay.security: 587 usually wants 'starttls', 465 'tls'.",
-                stage="tls",
-            )
+            return RelayRefused(self._no_common_tls(), stage="tls")
         if isinstance(cause, socket.gaierror):
             text = f"{relay.host} could not be looked up. Check relay.host and the network."
         elif isinstance(cause, UnicodeError) and stage == "connect":
@@ -728,6 +765,12 @@ class Session:
             text = f"{relay.name} could not be used ({_DOING[stage]}: {type(cause).__name__})."
         return TransientDeliveryError(
             f"{text} The relay does not hold the message; it may be tried later.", stage=stage
+        )
+
+    def _no_common_tls(self) -> str:
+        return (
+            f"{self._name} and we found no TLS in common (we need 1.2 or newer). Check "
+            "relay.port and relay.security: 587 usually wants 'starttls', 465 'tls'."
         )
 
     def _stage_of_connect(self, cause: BaseException) -> str:
@@ -937,6 +980,15 @@ def _unfit(content: bytes) -> str | None:
         if start == 0:
             return "a line of more than 998 octets"
     return None
+
+
+def _is_clear_text(error: SMTPConnectError) -> bool:
+    """Whether what came in place of TLS is no TLS; newer OpenSSLs have the second name for it."""
+    cause = error.__cause__
+    return isinstance(cause, ssl.SSLError) and cause.reason in (
+        "WRONG_VERSION_NUMBER",
+        "RECORD_LAYER_FAILURE",
+    )
 
 
 def _is_yes(first_digit: int, reply: SMTPResponse) -> bool:

@@ -888,6 +888,53 @@ def test_tls_where_the_port_speaks_starttls() -> None:
     assert "starttls" in str(error)
 
 
+@dataclass
+class Crowded(ScriptedRelay):
+    """TLS from the start, but those of its links that are in `full` get 421 without it, as Exim's.
+
+    Links are counted from 1.
+    """
+
+    full: tuple[int, ...] = ()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.connections in self.full:
+            writer.write(b"421 4.7.0 too many concurrent connections\r\n")
+            while await reader.read(65536):
+                pass
+        else:
+            assert self.tls is not None
+            await writer.start_tls(self.tls)
+            await super()._converse(reader, writer)
+
+
+def test_a_relay_that_says_without_tls_that_it_is_busy_is_only_busy(
+    certificates: Certificates,
+) -> None:
+    relay = Crowded(tls=serving(certificates.good), full=(1, 2))
+    error = run(fault(relay, Security.TLS, ca_file=certificates.ca_file))
+    assert_fault(error, TransientDeliveryError, "greeting", 421)
+    assert "too many concurrent" in str(error)
+    assert relay.heard == []
+
+
+def test_a_relay_that_was_busy_a_moment_ago_is_used(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link over which we listen may be the one that is free again: then it says nothing."""
+    monkeypatch.setattr("referrals.transports.smtp._CLEAR_TEXT_WAIT_S", 0.1)
+    relay = Crowded(tls=serving(certificates.good), full=(1,))
+
+    async def scenario() -> None:
+        async with relay:
+            given = settings_for(relay, Security.TLS, ca_file=certificates.ca_file)
+            await SmtpTransport(given).deliver(OUTGOING)
+
+    run(scenario())
+    assert relay.contents == [CONTENT]
+    assert relay.connections == 3
+
+
 def test_starttls_where_the_port_speaks_tls(certificates: Certificates) -> None:
     relay = ScriptedRelay(tls=serving(certificates.good), implicit=True)
     error = run(fault(relay, Security.STARTTLS, timeout_s=0.3))
