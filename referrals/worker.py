@@ -36,6 +36,7 @@ LEASE = timedelta(minutes=20)
 """Longer than any attempt: the last reply may take ten minutes (RFC 5321 §4.5.3.2.6)."""
 
 _CLOSING = 421
+_OF_ONE_LINK = ("connect", "greeting")
 _POLL_S = 2.0
 _PLACE_S = 0.5
 """How often it is asked whether a place for a link is free."""
@@ -124,6 +125,7 @@ class _Run(Report):
     outbox_fault: OutboxError | None = None
     unrecorded: list[str] = field(default_factory=list)
     linked: bool = False
+    up: int = 0  # links
     put_off: int = 0  # messages in a row
     nothing_due: asyncio.Event = field(default_factory=asyncio.Event)
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -449,13 +451,20 @@ class Worker:
             try:
                 session = await stack.enter_async_context(self._relay.session())
             except RelayRefused as error:
-                run.relay_fault = run.relay_fault or error
-                raise
+                if not (run.up and error.stage in _OF_ONE_LINK):
+                    run.relay_fault = run.relay_fault or error
+                    raise
+                # Perhaps it allows no more links; if it means us, those that are up will find out.
+                fault = TransientDeliveryError(str(error), stage=error.stage, reply=error.reply)
             except TransientDeliveryError as error:
-                run.link_fault = run.link_fault or error
-                raise
-            run.linked = True
-            return session
+                fault = error
+            else:
+                run.linked = True
+                run.up += 1
+                stack.callback(_one_less_up, run)
+                return session
+            run.link_fault = run.link_fault or fault
+            raise fault
 
     async def _attempt(
         self, session: Session, name: str, claimed: Claimed, relayed: int, run: _Run
@@ -594,6 +603,10 @@ class Worker:
             or run.relay_fault is not None
             or run.outbox_fault is not None
         )
+
+
+def _one_less_up(run: _Run) -> None:
+    run.up -= 1
 
 
 def pause_after(faults: int) -> float:

@@ -260,16 +260,18 @@ def test_a_relay_that_goes_away_midway_leaves_the_rest_untried(outbox: Outbox) -
     assert sum(one.attempts for one in outbox.held()) == 3
 
 
-def test_a_relay_may_allow_fewer_links_than_there_are_lanes(outbox: Outbox) -> None:
-    """Those that get one do all the work, and nothing was wrong."""
+@pytest.mark.parametrize("code", [421, 554])
+def test_a_relay_may_allow_fewer_links_than_there_are_lanes(outbox: Outbox, code: int) -> None:
+    """Those that get one do all the work, and nothing was wrong, however it said so."""
     outbox.queue(submissions(20), NOW)
     links = 0
+    kind = TransientDeliveryError if code == 421 else RelayRefused
 
     @asynccontextmanager
     async def one_at_a_time() -> AsyncIterator[FakeSession]:
         nonlocal links
         if links:
-            raise TransientDeliveryError("421 too many connections", stage="greeting")
+            raise kind("too many connections", stage="greeting", reply=Reply(code, None, "no"))
         links += 1
         try:
             yield FakeSession(quickly)
