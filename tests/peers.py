@@ -71,6 +71,7 @@ _ORDERLY: dict[str, Step] = {
     "starttls": Say(b"220 2.0.0 go ahead\r\n"),
     "auth": Say(b"235 2.7.0 welcome\r\n"),
     "auth-step": Say(b"235 2.7.0 welcome\r\n"),
+    "helo": Say(b"500 5.5.2 what?\r\n"),
     "mail": Say(b"250 2.1.0 sender ok\r\n"),
     "rcpt": Say(b"250 2.1.5 recipient ok\r\n"),
     "data": Say(b"354 go on\r\n"),
@@ -97,9 +98,9 @@ class _Closed(Exception):
 class ScriptedRelay:
     """A raw SMTP server on 127.0.0.1 that answers each step as told.
 
-    Steps: greeting, ehlo, ehlo-secured (after STARTTLS), starttls, handshake (in place of TLS),
-    auth, auth-step (each further line of AUTH), mail, rcpt, data, mid-content (once 64 octets are
-    there), content (after the final dot), rset, noop, quit.
+    Steps: greeting, ehlo, helo, ehlo-secured (after STARTTLS), starttls, handshake (in place of
+    TLS), auth, auth-step (each further line of AUTH), mail, rcpt, data, mid-content (once 64 octets
+    are there), content (after the final dot), rset, noop, quit.
     """
 
     script: Mapping[str, Step] = field(default_factory=dict)

@@ -30,6 +30,7 @@ from aiosmtplib import (
     SMTPResponse,
     SMTPResponseException,
     SMTPServerDisconnected,
+    SMTPTimeoutError,
 )
 
 from referrals.delivery import DeliveryStatus, Outgoing, Receipt, Reply
@@ -52,6 +53,7 @@ _QUIT_WAIT_S = 5.0
 _CLEAR_TEXT_WAIT_S = 2.0
 _CLOSING = 421
 _OUT_OF_ORDER = 503
+_VERB_UNKNOWN = (500, 502)
 _BLOCK = 64 * 1024
 _LONGEST_WORDS = 400
 
@@ -281,7 +283,7 @@ class Session:
         rcpt = b"RCPT TO:<%b>" % envelope.recipient.encode()
         link = await self._announce_at_once(mail, rcpt) if self._pipelines else None
         if link is None:
-            link = await self._announce(mail, rcpt)
+            link = await self._announce_in_steps(mail, rcpt)
         self._in_step = False
         self.stage = "content"
         answer = await self._hand_over(link, outgoing.content)
@@ -396,17 +398,26 @@ class Session:
         """Say who we are: the configured name, or our address (RFC 5321 §4.1.4).
 
         Never the machine's own name: looking that up may hang, and the relay need not know it.
+        A relay that does not know EHLO is greeted with HELO, and offers nothing (§3.2).
         """
         name = self._relay.local_hostname
         if name is None:
             address = str(self._client.get_transport_info("sockname")[0]).partition("%")[0]
             name = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
-        self._in_step = False
-        async with self._limit():
-            reply = await self._client.execute_command(b"EHLO", name.encode("ascii"))
-        self._in_step = True
+        reply = await self._greet(b"EHLO", name)
+        if reply.code in _VERB_UNKNOWN:
+            plainly = await self._greet(b"HELO", name)
+            if _is_yes(2, plainly):  # what it says behind the first line is no list of extensions
+                reply = SMTPResponse(plainly.code, plainly.message.partition("\n")[0])
         self._demand(2, reply)
         self._client.last_ehlo_response = reply
+
+    async def _greet(self, verb: bytes, name: str) -> SMTPResponse:
+        self._in_step = False
+        async with self._limit():
+            reply = await self._client.execute_command(verb, name.encode("ascii"))
+        self._in_step = True
+        return reply
 
     async def _start_tls(self) -> None:
         if not self._client.supports_extension("starttls"):
@@ -500,13 +511,17 @@ class Session:
                 options.append(b"SMTPUTF8")
         return options
 
-    async def _announce(self, mail: bytes, rcpt: bytes) -> Link:
+    async def _announce_in_steps(self, mail: bytes, rcpt: bytes) -> Link:
         link = self._ready()
-        self._demand(2, await self._command(mail))
-        self.stage = "recipient"
-        self._demand(2, await self._command(rcpt))
-        self.stage = "data"
-        self._demand(3, await self._command(b"DATA"))
+        try:
+            self._demand(2, await self._command(mail))
+            self.stage = "recipient"
+            self._demand(2, await self._command(rcpt))
+            self.stage = "data"
+            self._demand(3, await self._command(b"DATA"))
+        except SMTPTimeoutError:
+            self._manners.takes_groups = True  # if it was slow in a group, that was not why
+            raise
         return link
 
     async def _announce_at_once(self, mail: bytes, rcpt: bytes) -> Link | None:
@@ -519,9 +534,15 @@ class Session:
         link.write(b"%b\r\n%b\r\nDATA\r\n" % (mail, rcpt))
         for stage, first_digit, to_come in (("sender", 2, 2), ("recipient", 2, 1), ("data", 3, 0)):
             self.stage = stage
-            answer = link.parsed() or await link.reply(self._relay.timeout_s)
-            if answer.code == _OUT_OF_ORDER:
-                # Some answer what they can at once before what they think about.
+            answer: SMTPResponse | None = None
+            try:
+                answer = link.parsed() or await link.reply(self._relay.timeout_s)
+            except SMTPTimeoutError:
+                if stage == "sender":
+                    raise
+            if answer is None or answer.code == _OUT_OF_ORDER:
+                # Some answer what they can at once before what they think about; some take the
+                # first command and lose the others.
                 self._manners.takes_groups = False
                 await self._begin_anew()
                 return None
