@@ -549,7 +549,8 @@ def _plain(what: str, total: int | None) -> Callable[[], None]:
         nonlocal done
         done += 1
         if done % _EVERY == 0:
-            of = f" of {total:,}" if total else ""
+            # What a dead process was at is taken up besides.
+            of = f" of {max(total, done):,}" if total else ""
             click.echo(f"{what}: {done:,}{of}", err=True)
 
     return step

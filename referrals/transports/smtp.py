@@ -699,7 +699,7 @@ class Session:
             return self._not_understood(reply)
         reply = self._reply(response)
         relay, stage = self._name, self.stage
-        text = f"{relay} {_REFUSED[stage]}: {reply}."
+        text = f"{relay} {_REFUSED[stage]}: {str(reply).rstrip('. ')}."
         if response.code == _PASSWORD_TRANSITION_NEEDED and stage == "login":
             return RelayRefused(
                 f"{text} The password must be changed with who runs the relay first.",

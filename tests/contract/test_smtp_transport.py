@@ -1057,6 +1057,11 @@ def test_a_refused_login_is_the_operators_and_tried_once(
     assert all(heard.secured for heard in relay.heard if heard.line.startswith(b"AUTH"))
 
 
+def test_a_relays_own_full_stop_is_enough() -> None:
+    error = run(fault(ScriptedRelay({"auth": Say(b"535 Authentication failed.\r\n")}), **LOGIN))
+    assert "refused the login: 535 Authentication failed. Check relay.username" in str(error)
+
+
 def test_a_mechanism_that_the_relay_does_not_know_after_all() -> None:
     relay = ScriptedRelay({"auth": Say(b"504 5.5.4 unknown\r\n")})
     error = run(fault(relay, **LOGIN))
