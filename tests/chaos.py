@@ -145,7 +145,8 @@ class ChaosRelay(ScriptedRelay):
                 writer.write_eof()
             step = Hang()
         step = step or ORDERLY[name]
-        if isinstance(step, Say) and manner and not name.startswith("ehlo"):
+        whole = isinstance(step, Say) and step.octets.endswith(b"\n")
+        if isinstance(step, Say) and whole and not name.startswith("ehlo"):
             step = Say(_said(step.octets, manner), step.close)
         if isinstance(step, Say) and manner == "late":
             await asyncio.sleep(self._chance.uniform(0, 0.1))

@@ -456,6 +456,35 @@ def test_a_link_lost_after_the_dot_is_uncertain_and_tried_again_the_same(
     assert [try_.outcome for try_ in outbox.attempts(2)] == ["uncertain", "relayed"]
 
 
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_relay_that_answers_no_message_leaves_few_in_doubt(outbox: Outbox, lanes: int) -> None:
+    """Each message in doubt may arrive twice, and each wait for an answer may take ten minutes."""
+    outbox.queue(submissions(40), NOW)
+    relay = ScriptedRelay({"content": Drop()})
+
+    async def scenario() -> Report:
+        async with relay:
+            return await worker_on(outbox, transport(relay), lanes=lanes).deliver_due()
+
+    report = run(scenario())
+    assert isinstance(report.relay_fault, TransientDeliveryError)
+    assert "answered none" in str(report.relay_fault)
+    counts = outbox.counts()
+    assert 10 <= counts["uncertain"] < 10 + lanes
+    assert counts["uncertain"] + counts["queued"] == 40
+
+
+def test_what_is_left_in_doubt_now_and_then_ends_no_run(outbox: Outbox) -> None:
+    outbox.queue(submissions(40), NOW)
+
+    def plan(name: str, times: int) -> Step | None:
+        return Drop() if name == "content" and times % 3 else None
+
+    report = deliver(outbox, PlannedRelay(plan=plan))
+    assert report.relay_fault is None
+    assert set(outbox.counts()) == {"uncertain", "relayed"}
+
+
 def test_uncertain_can_wait_for_a_person(outbox: Outbox) -> None:
     outbox.queue(submissions(1), NOW)
     clock = Clock()
