@@ -66,7 +66,7 @@ lock: $(FOR_TEST).ready ## remake requirements/*.txt from pyproject.toml
 	@if grep -nE 'https?://|file:|^-' requirements/*.txt; then echo "A lock names a host, a path or an option." >&2; exit 1; fi
 
 clean: ## remove what was made here; drafts and the outbox stay
-	rm -rf $(VENV) $(PEERS) dist build tests/parsers/node_modules tests/browser/node_modules .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) dist build tests/parsers/node_modules tests/relays/node_modules tests/browser/node_modules .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list

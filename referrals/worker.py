@@ -36,6 +36,7 @@ LEASE = timedelta(minutes=20)
 """Longer than any attempt: the last reply may take ten minutes (RFC 5321 §4.5.3.2.6)."""
 
 _CLOSING = 421
+_OF_ONE_LINK = ("connect", "greeting")
 _POLL_S = 2.0
 _PLACE_S = 0.5
 """How often it is asked whether a place for a link is free."""
@@ -46,6 +47,8 @@ _LONGEST_ROUND_S = 60.0
 """After this, `watch` looks after what others left behind, however much there still is to do."""
 _PUT_OFF_IN_A_ROW = 3
 """So many put off at MAIL, none taken in between, say that the relay takes none just now."""
+_IN_DOUBT_IN_A_ROW = 10
+"""So many left in doubt, none taken in between, are enough: each more may arrive twice, too."""
 _STOPPED_S = 1.0
 """How long a stop waits for an outbox that says nothing, where no outcome depends on it."""
 _RECORD_AGAIN_S = (0.2, 1.0, 5.0)
@@ -124,7 +127,9 @@ class _Run(Report):
     outbox_fault: OutboxError | None = None
     unrecorded: list[str] = field(default_factory=list)
     linked: bool = False
+    up: int = 0  # links
     put_off: int = 0  # messages in a row
+    in_doubt: int = 0  # likewise
     nothing_due: asyncio.Event = field(default_factory=asyncio.Event)
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     ends_at: float | None = None  # on the monotonic clock
@@ -319,7 +324,7 @@ class Worker:
                     await self._use_link(owner, claimed, run, only)
                     return True
                 except Elsewhere:
-                    run.put_off = 0
+                    run.put_off = run.in_doubt = 0
                 except Renew:
                     if only is not None:
                         return False  # it had its attempt
@@ -328,7 +333,7 @@ class Worker:
                         return False
                 except NoLink as error:
                     # Another lane may have one: a relay may allow fewer than we have lanes.
-                    run.link_fault = run.link_fault or error.fault
+                    run.link_fault = error.fault
                     return False
                 except RelayRefused as error:
                     run.relay_fault = run.relay_fault or error
@@ -434,6 +439,8 @@ class Worker:
                     await self._record(claimed, owner, outcome, run)
                     if only is not None:
                         return
+                    if run.in_doubt >= _IN_DOUBT_IN_A_ROW:
+                        raise NoLink(_leaves_in_doubt(name, run.in_doubt))
                     raise Renew
                 claimed = await self._record_and_claim(claimed, owner, outcome, run, pace)
 
@@ -449,13 +456,20 @@ class Worker:
             try:
                 session = await stack.enter_async_context(self._relay.session())
             except RelayRefused as error:
-                run.relay_fault = run.relay_fault or error
-                raise
+                if not (run.up and error.stage in _OF_ONE_LINK):
+                    run.relay_fault = run.relay_fault or error
+                    raise
+                # Perhaps it allows no more links; if it means us, those that are up will find out.
+                fault = TransientDeliveryError(str(error), stage=error.stage, reply=error.reply)
             except TransientDeliveryError as error:
-                run.link_fault = run.link_fault or error
-                raise
-            run.linked = True
-            return session
+                fault = error
+            else:
+                run.linked = True
+                run.up += 1
+                stack.callback(_one_less_up, run)
+                return session
+            run.link_fault = run.link_fault or fault
+            raise fault
 
     async def _attempt(
         self, session: Session, name: str, claimed: Claimed, relayed: int, run: _Run
@@ -479,6 +493,7 @@ class Worker:
         try:
             receipt = await session.submit(claimed.outgoing)
         except DeliveryUncertain as error:
+            run.in_doubt += 1
             return _outcome(DeliveryStatus.UNCERTAIN, name, error), False
         except TransientDeliveryError as error:
             closed = error.reply is None or error.reply.code == _CLOSING
@@ -496,7 +511,7 @@ class Worker:
             return _outcome(DeliveryStatus.FAILED, name, error), await _is_good(session)
         except MessageRefused as error:
             return Outcome(DeliveryStatus.FAILED, name, "content", None, str(error)), True
-        run.put_off = 0
+        run.put_off = run.in_doubt = 0
         return Outcome(receipt.status, name, "content", receipt.reply), True
 
     async def _record_and_claim(
@@ -594,6 +609,18 @@ class Worker:
             or run.relay_fault is not None
             or run.outbox_fault is not None
         )
+
+
+def _leaves_in_doubt(relay: str, count: int) -> TransientDeliveryError:
+    return TransientDeliveryError(
+        f"{relay} was given the whole of {count} messages in a row and answered none, so the rest "
+        "is kept until later: each of those may arrive twice. Ask who runs the relay.",
+        stage="content",
+    )
+
+
+def _one_less_up(run: _Run) -> None:
+    run.up -= 1
 
 
 def pause_after(faults: int) -> float:

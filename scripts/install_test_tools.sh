@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Puts in place what the tests talk to and compare with that is not Python's: the MIME parsers of
 # other languages (Debian's Email::MIME for Perl, mailparser and postal-mime for Node.js), Debian's
-# Postfix with its smtp-sink and Cyrus SASL, which no test runs as the machine's service, systemd's
-# reader of units, and for the pages Debian's Chromium and axe-core.
+# Postfix with its smtp-sink and Cyrus SASL, which no test runs as the machine's service, Node's
+# smtp-server, systemd's reader of units, and for the pages Debian's Chromium and axe-core.
 # What is there already is left alone. With CI=true anything missing is a failure;
 # elsewhere it is said, and the tests that need it tell the rest.
 set -euo pipefail
@@ -110,4 +110,5 @@ if ! mkdir -p "${npm_config_cache:-${HOME:-/nonexistent}/.npm}" 2>/dev/null; the
     trap 'rm -rf "$npm_config_cache"' EXIT
 fi
 npm_install tests/parsers "mailparser or postal-mime"
+npm_install tests/relays smtp-server
 npm_install tests/browser axe-core

@@ -66,11 +66,12 @@ class Drop:
 
 Step = Say | Hang | Drop
 
-_ORDERLY: dict[str, Step] = {
+ORDERLY: dict[str, Step] = {
     "greeting": Say(b"220 relay.test ESMTP ready\r\n"),
     "starttls": Say(b"220 2.0.0 go ahead\r\n"),
     "auth": Say(b"235 2.7.0 welcome\r\n"),
     "auth-step": Say(b"235 2.7.0 welcome\r\n"),
+    "helo": Say(b"500 5.5.2 what?\r\n"),
     "mail": Say(b"250 2.1.0 sender ok\r\n"),
     "rcpt": Say(b"250 2.1.5 recipient ok\r\n"),
     "data": Say(b"354 go on\r\n"),
@@ -97,9 +98,9 @@ class _Closed(Exception):
 class ScriptedRelay:
     """A raw SMTP server on 127.0.0.1 that answers each step as told.
 
-    Steps: greeting, ehlo, ehlo-secured (after STARTTLS), starttls, handshake (in place of TLS),
-    auth, auth-step (each further line of AUTH), mail, rcpt, data, mid-content (once 64 octets are
-    there), content (after the final dot), rset, noop, quit.
+    Steps: greeting, ehlo, helo, ehlo-secured (after STARTTLS), starttls, handshake (in place of
+    TLS), auth, auth-step (each further line of AUTH), mail, rcpt, data, mid-content (once 64 octets
+    are there), content (after the final dot), rset, noop, quit.
     """
 
     script: Mapping[str, Step] = field(default_factory=dict)
@@ -183,10 +184,10 @@ class ScriptedRelay:
                 await self._authenticate(reader, writer, secured)
             elif verb == "data":
                 await self._answer("data", reader, writer)
-                told = self.script.get("data", _ORDERLY["data"])
+                told = self.script.get("data", ORDERLY["data"])
                 if isinstance(told, Say) and told.octets.startswith(b"354"):
                     await self._take_content(reader, writer)
-            elif verb in _ORDERLY:
+            elif verb in ORDERLY:
                 await self._answer(verb, reader, writer)
             else:
                 writer.write(b"500 5.5.2 what?\r\n")
@@ -206,12 +207,12 @@ class ScriptedRelay:
     async def _authenticate(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secured: bool
     ) -> None:
-        step = self.script.get("auth", _ORDERLY["auth"])
+        step = self.script.get("auth", ORDERLY["auth"])
         await self._answer("auth", reader, writer)
         while isinstance(step, Say) and step.octets.startswith(b"334"):
             line = await reader.readline()
             self.heard.append(Heard(line.rstrip(b"\r\n"), secured))
-            step = self.script.get("auth-step", _ORDERLY["auth-step"])
+            step = self.script.get("auth-step", ORDERLY["auth-step"])
             await self._answer("auth-step", reader, writer)
 
     async def _take_content(
@@ -236,7 +237,7 @@ class ScriptedRelay:
         writer: asyncio.StreamWriter,
         usual: Step | None = None,
     ) -> None:
-        step = self.script.get(name) or usual or _ORDERLY[name]
+        step = self.script.get(name) or usual or ORDERLY[name]
         if name in self.script:
             self.reached.set()
         if isinstance(step, Hang):

@@ -474,8 +474,10 @@ def _send(job: _Job, made: Made, relay: RelaySettings, result: dict[str, Any]) -
         delivered = asyncio.run(run())
         holds = [(hold, number) for hold, number in waiting_by_hold(outbox) if number]
         purge_if_due(outbox, job.settings)
+        in_doubt = outbox.counts().get(str(DeliveryStatus.UNCERTAIN), 0)
+    cut_short = min(queued.before[DeliveryStatus.SENDING], delivered.recovered, in_doubt)
     fault: DeliveryError | None = delivered.relay_fault
-    code = code_of(delivered) or _earlier_code(queued)
+    code = code_of(delivered) or (10 if cut_short else _earlier_code(queued))
     result |= {
         "status": "queued and delivered",
         "outcomes": {str(status): count for status, count in delivered.outcomes.items()},
@@ -486,6 +488,12 @@ def _send(job: _Job, made: Made, relay: RelaySettings, result: dict[str, Any]) -
         tell_holds(holds)
         outcomes = sorted(delivered.outcomes.items())
         click.echo(", ".join(f"{n:,} {name}" for name, n in outcomes) or "Nothing was submitted.")
+        if cut_short:
+            click.echo(
+                f"{cut_short:,} uncertain: the process that was submitting them ended. See "
+                "`referrals outbox list`.",
+                err=True,
+            )
         if fault is not None:
             report(kept(fault), as_json=False)
     return code
@@ -549,7 +557,8 @@ def _plain(what: str, total: int | None) -> Callable[[], None]:
         nonlocal done
         done += 1
         if done % _EVERY == 0:
-            of = f" of {total:,}" if total else ""
+            # What a dead process was at is taken up besides.
+            of = f" of {max(total, done):,}" if total else ""
             click.echo(f"{what}: {done:,}{of}", err=True)
 
     return step

@@ -422,12 +422,7 @@ def _allows_no_more(choice: Choice, error: Fault) -> bool:
 
     It said so, and others of ours are up: if it is ill, these will find out.
     """
-    return (
-        choice.up > 0
-        and isinstance(error, TransientDeliveryError)
-        and error.reply is not None
-        and error.stage in ("connect", "greeting")
-    )
+    return choice.up > 0 and error.reply is not None and error.stage in ("connect", "greeting")
 
 
 def _is_of_the_message(error: DeliveryError) -> bool:

@@ -30,6 +30,7 @@ from aiosmtplib import (
     SMTPResponse,
     SMTPResponseException,
     SMTPServerDisconnected,
+    SMTPTimeoutError,
 )
 
 from referrals.delivery import DeliveryStatus, Outgoing, Receipt, Reply
@@ -49,8 +50,10 @@ from referrals.transports.smtp_link import Link
 
 LONGEST_FINAL_WAIT_S = 600.0  # RFC 5321 §4.5.3.2.6
 _QUIT_WAIT_S = 5.0
+_CLEAR_TEXT_WAIT_S = 2.0
 _CLOSING = 421
 _OUT_OF_ORDER = 503
+_VERB_UNKNOWN = (500, 502)
 _BLOCK = 64 * 1024
 _LONGEST_WORDS = 400
 
@@ -249,8 +252,7 @@ class Session:
         await self._connect()
 
     async def _connect(self) -> None:
-        async with self._limit():
-            self._greeting = (await self._client.connect()).message
+        await self._greeted()
         self._in_step = True
         self._refuse_other_machine()
         self.stage = "greeting"
@@ -281,7 +283,7 @@ class Session:
         rcpt = b"RCPT TO:<%b>" % envelope.recipient.encode()
         link = await self._announce_at_once(mail, rcpt) if self._pipelines else None
         if link is None:
-            link = await self._announce(mail, rcpt)
+            link = await self._announce_in_steps(mail, rcpt)
         self._in_step = False
         self.stage = "content"
         answer = await self._hand_over(link, outgoing.content)
@@ -340,6 +342,47 @@ class Session:
 
     # Steps
 
+    async def _greeted(self) -> None:
+        """Connect; where TLS comes first, hear a relay that says without it that it is too busy.
+
+        Exim does so, for one, if it allows us no more links; else it would seem to know no TLS.
+        """
+        answer = None
+        for again in (False, True):
+            if again:
+                self._client = self._new_client()
+            try:
+                async with self._limit():
+                    self._greeting = (await self._client.connect()).message
+                return
+            except SMTPConnectError as error:
+                if again or not _is_clear_text(error):
+                    raise
+            answer = await self._heard_in_the_clear()
+            if answer is not None:
+                break
+        if answer is not None and 400 <= answer.code <= 599:
+            self.stage = "greeting"
+            raise self._refusal(answer)
+        raise RelayRefused(self._no_common_tls(), stage="tls")
+
+    async def _heard_in_the_clear(self) -> SMTPResponse | None:
+        """The first line that the relay says to whoever says nothing, if it soon says any."""
+        line = b""
+        with suppress(OSError, ValueError):
+            async with asyncio.timeout(min(self._relay.timeout_s, _CLEAR_TEXT_WAIT_S)):
+                reader, writer = await asyncio.open_connection(
+                    self._relay.host, self._relay.effective_port
+                )
+                try:
+                    line = await reader.readline()
+                finally:
+                    writer.transport.abort()
+        said = re.match(rb"([2-5][0-9]{2})[ -]?([^\r\n]*)", line)
+        if said is None:
+            return None
+        return SMTPResponse(int(said[1]), said[2].decode(errors="surrogateescape"))
+
     def _refuse_other_machine(self) -> None:
         """`localhost` is a name, and a name may lead anywhere."""
         if self._relay.security is Security.NONE:
@@ -355,17 +398,26 @@ class Session:
         """Say who we are: the configured name, or our address (RFC 5321 §4.1.4).
 
         Never the machine's own name: looking that up may hang, and the relay need not know it.
+        A relay that does not know EHLO is greeted with HELO, and offers nothing (§3.2).
         """
         name = self._relay.local_hostname
         if name is None:
             address = str(self._client.get_transport_info("sockname")[0]).partition("%")[0]
             name = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
-        self._in_step = False
-        async with self._limit():
-            reply = await self._client.execute_command(b"EHLO", name.encode("ascii"))
-        self._in_step = True
+        reply = await self._greet(b"EHLO", name)
+        if reply.code in _VERB_UNKNOWN:
+            plainly = await self._greet(b"HELO", name)
+            if _is_yes(2, plainly):  # what it says behind the first line is no list of extensions
+                reply = SMTPResponse(plainly.code, plainly.message.partition("\n")[0])
         self._demand(2, reply)
         self._client.last_ehlo_response = reply
+
+    async def _greet(self, verb: bytes, name: str) -> SMTPResponse:
+        self._in_step = False
+        async with self._limit():
+            reply = await self._client.execute_command(verb, name.encode("ascii"))
+        self._in_step = True
+        return reply
 
     async def _start_tls(self) -> None:
         if not self._client.supports_extension("starttls"):
@@ -459,13 +511,17 @@ class Session:
                 options.append(b"SMTPUTF8")
         return options
 
-    async def _announce(self, mail: bytes, rcpt: bytes) -> Link:
+    async def _announce_in_steps(self, mail: bytes, rcpt: bytes) -> Link:
         link = self._ready()
-        self._demand(2, await self._command(mail))
-        self.stage = "recipient"
-        self._demand(2, await self._command(rcpt))
-        self.stage = "data"
-        self._demand(3, await self._command(b"DATA"))
+        try:
+            self._demand(2, await self._command(mail))
+            self.stage = "recipient"
+            self._demand(2, await self._command(rcpt))
+            self.stage = "data"
+            self._demand(3, await self._command(b"DATA"))
+        except SMTPTimeoutError:
+            self._manners.takes_groups = True  # if it was slow in a group, that was not why
+            raise
         return link
 
     async def _announce_at_once(self, mail: bytes, rcpt: bytes) -> Link | None:
@@ -478,9 +534,15 @@ class Session:
         link.write(b"%b\r\n%b\r\nDATA\r\n" % (mail, rcpt))
         for stage, first_digit, to_come in (("sender", 2, 2), ("recipient", 2, 1), ("data", 3, 0)):
             self.stage = stage
-            answer = link.parsed() or await link.reply(self._relay.timeout_s)
-            if answer.code == _OUT_OF_ORDER:
-                # Some answer what they can at once before what they think about.
+            answer: SMTPResponse | None = None
+            try:
+                answer = link.parsed() or await link.reply(self._relay.timeout_s)
+            except SMTPTimeoutError:
+                if stage == "sender":
+                    raise
+            if answer is None or answer.code == _OUT_OF_ORDER:
+                # Some answer what they can at once before what they think about; some take the
+                # first command and lose the others.
                 self._manners.takes_groups = False
                 await self._begin_anew()
                 return None
@@ -637,7 +699,7 @@ class Session:
             return self._not_understood(reply)
         reply = self._reply(response)
         relay, stage = self._name, self.stage
-        text = f"{relay} {_REFUSED[stage]}: {reply}."
+        text = f"{relay} {_REFUSED[stage]}: {str(reply).rstrip('. ')}."
         if response.code == _PASSWORD_TRANSITION_NEEDED and stage == "login":
             return RelayRefused(
                 f"{text} The password must be changed with who runs the relay first.",
@@ -702,11 +764,7 @@ class Session:
             return RelayRefused(self._certificate_fault(cause), stage="tls")
         lost = isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
         if isinstance(cause, ssl.SSLError) and stage == "tls" and not lost:
-            return RelayRefused(
-                f"{relay.name} and we found no TLS in common (we need 1.2 or newer). Check "
-                "relay.port and relay.security: 587 usually wants 'starttls', 465 'tls'.",
-                stage="tls",
-            )
+            return RelayRefused(self._no_common_tls(), stage="tls")
         if isinstance(cause, socket.gaierror):
             text = f"{relay.host} could not be looked up. Check relay.host and the network."
         elif isinstance(cause, UnicodeError) and stage == "connect":
@@ -728,6 +786,12 @@ class Session:
             text = f"{relay.name} could not be used ({_DOING[stage]}: {type(cause).__name__})."
         return TransientDeliveryError(
             f"{text} The relay does not hold the message; it may be tried later.", stage=stage
+        )
+
+    def _no_common_tls(self) -> str:
+        return (
+            f"{self._name} and we found no TLS in common (we need 1.2 or newer). Check "
+            "relay.port and relay.security: 587 usually wants 'starttls', 465 'tls'."
         )
 
     def _stage_of_connect(self, cause: BaseException) -> str:
@@ -937,6 +1001,15 @@ def _unfit(content: bytes) -> str | None:
         if start == 0:
             return "a line of more than 998 octets"
     return None
+
+
+def _is_clear_text(error: SMTPConnectError) -> bool:
+    """Whether what came in place of TLS is no TLS; newer OpenSSLs have the second name for it."""
+    cause = error.__cause__
+    return isinstance(cause, ssl.SSLError) and cause.reason in (
+        "WRONG_VERSION_NUMBER",
+        "RECORD_LAYER_FAILURE",
+    )
 
 
 def _is_yes(first_digit: int, reply: SMTPResponse) -> bool:

@@ -14,8 +14,9 @@ from typing import Self
 from aiosmtplib import SMTPResponse, SMTPResponseException, SMTPServerDisconnected, SMTPTimeoutError
 from aiosmtplib.protocol import SMTPProtocol
 
-_LONGEST_LINE = 8_192
-_LONGEST_REPLY = 4 * _LONGEST_LINE  # a relay that never ends one fills no memory
+# RFC 5321 §4.5.3.1.5 allows 512 octets a line. To give up on the answer to a message because of its
+# length would leave in doubt what is clear, so only a relay that never ends one is cut short.
+_LONGEST_REPLY = 256 * 1024
 
 # RFC 5321 §4.2; some relays end a line with LF alone, or send no text and no space before it.
 _LINE = re.compile(rb"([1-5][0-9]{2})(?:([ \t-])([^\n]*))?\r?\n")
@@ -27,6 +28,9 @@ class Link(asyncio.Protocol):
     def __init__(self, transport: asyncio.WriteTransport, unread: bytes) -> None:
         self._transport = transport
         self._unread = unread
+        self._texts: list[bytes] = []  # of the lines that were read of a reply of several
+        self._code = b""  # of the first of them
+        self._read_to = 0  # their end
         self._is_lost = False
         self._news: asyncio.Future[None] | None = None  # something came, left or broke
         self._alarm: asyncio.TimerHandle | None = None  # for the end of a wait, maybe a past one's
@@ -48,7 +52,7 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._unread += data
-        if len(self._unread) > _LONGEST_REPLY + _LONGEST_LINE:
+        if len(self._unread) > 2 * _LONGEST_REPLY:
             self._transport.abort()
         self._tell()
 
@@ -145,7 +149,7 @@ class Link(asyncio.Protocol):
         """Take one reply off what is unread, if it is there to its last line."""
         unread = self._unread
         end = unread.find(b"\n") + 1
-        if unread[3:4] == b" " and 0 < end <= _LONGEST_LINE:  # of one line, as most are
+        if unread[3:4] == b" " and 0 < end <= _LONGEST_REPLY:  # of one line, as most are
             code = unread[:3]
             if code.isdigit() and b"100" <= code < b"600":
                 self._unread = unread[end:]
@@ -154,22 +158,26 @@ class Link(asyncio.Protocol):
         return self._parsed_by_line()
 
     def _parsed_by_line(self) -> SMTPResponse | None:
-        texts: list[bytes] = []
-        start, first = 0, b""
-        while (end := self._unread.find(b"\n", start) + 1) > 0:
-            line = _LINE.fullmatch(self._unread, start, end)
-            if line is None or end - start > _LONGEST_LINE:
+        unread = self._unread
+        while (end := unread.find(b"\n", self._read_to) + 1) > 0:
+            line = _LINE.fullmatch(unread, self._read_to, end)
+            if end > _LONGEST_REPLY or (line is None and not self._texts):
                 raise SMTPResponseException(-1, "Not a reply")
-            code, mark, text = line.groups(b"")
+            # Between the first line and the last, some relays leave a line without its code.
+            code, mark, text = (
+                line.groups(b"") if line else (b"", b"-", unread[self._read_to : end])
+            )
             # RFC 5321 §4.2.1: the same code in each line. One that says yes and no says nothing.
-            first = first or code
-            if code[:1] != first[:1] or end > _LONGEST_REPLY:
+            self._code = self._code or code
+            if line and code[:1] != self._code[:1]:
                 raise SMTPResponseException(-1, "Not one reply")
-            texts.append(text.strip(b" \t\r"))
-            start = end
+            self._texts.append(text.strip(b" \t\r\n"))
+            self._read_to = end
             if mark != b"-":
-                self._unread = self._unread[end:]
-                return SMTPResponse(int(code), b"\n".join(texts).decode(errors="surrogateescape"))
-        if len(self._unread) > _LONGEST_REPLY or len(self._unread) - start > _LONGEST_LINE:
+                said = b"\n".join(self._texts).decode(errors="surrogateescape")
+                self._unread = unread[end:]
+                self._texts, self._code, self._read_to = [], b"", 0
+                return SMTPResponse(int(code), said)
+        if len(unread) > _LONGEST_REPLY:
             raise SMTPResponseException(-1, "It never ends")
         return None

@@ -620,8 +620,9 @@ def test_a_wait_for_a_place_ends(outbox: Outbox, monkeypatch: pytest.MonkeyPatch
     assert [one.owner for one in outbox.links(NOW, is_gone=lambda _: False)] == ["another"]
 
 
+@pytest.mark.parametrize("code", [421, 554])
 def test_one_that_allows_fewer_links_than_we_have_lanes_is_not_ill(
-    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     monkeypatch.setattr(worker_module, "_PLACE_S", 0.01)
     outbox.queue(submissions(40), NOW)
@@ -631,8 +632,8 @@ def test_one_that_allows_fewer_links_than_we_have_lanes_is_not_ill(
     async def two_at_a_time() -> AsyncIterator[FakeSession]:
         nonlocal links
         if links == 2:
-            reply = Reply.parse(421, "4.7.0 too many")
-            raise TransientDeliveryError("too many", stage="greeting", reply=reply)
+            kind = TransientDeliveryError if code == 421 else RelayRefused
+            raise kind("too many", stage="greeting", reply=Reply.parse(code, "too many"))
         links += 1
         try:
             yield FakeSession(slowly)

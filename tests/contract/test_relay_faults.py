@@ -129,7 +129,7 @@ def test_by_chance_at_any_step_nothing_is_lost_or_doubled_unawares(
                     relay.odds = 0
                 assert runs < 70
                 await office.delivering(
-                    relay, lanes=1 + seed % 4, timeout_s=1.0, final_wait_s=0.2, policy=PATIENT
+                    relay, lanes=1 + seed % 4, timeout_s=0.3, final_wait_s=0.2, policy=PATIENT
                 )
                 await relay.all_closed()
                 office.check(relay.taken, relay.doubtful)

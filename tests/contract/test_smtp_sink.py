@@ -142,11 +142,13 @@ def test_a_4yz_after_the_dot_is_no_acceptance(fault: str, lanes: int, office: De
 def test_a_link_cut_after_the_dot_is_in_doubt_and_no_other_is(lanes: int, office: Desk) -> None:
     with SmtpSink("-q", ".") as relay:
         report = office.deliver(relay, lanes=lanes)
-    assert report.relay_fault is None
-    assert Counter(relay.arrived) == Counter(one.outgoing.content for one in office.queued)
-    assert office.check([], relay.arrived) == {"uncertain": COUNT}
+    assert report.relay_fault is not None, "ten in a row are enough"
+    arrived = len(relay.arrived)
+    assert 10 <= arrived < 10 + lanes
+    counts = office.check([], relay.arrived)
+    assert counts == {"uncertain": arrived, "queued": COUNT - arrived}
 
-    assert len(office.deliver_the_rest(relay.arrived, COUNT)) == COUNT
+    assert len(office.deliver_the_rest(relay.arrived, COUNT)) == arrived
 
 
 @pytest.mark.parametrize("fault", ["-q", "-Q", "-r", "-f"])

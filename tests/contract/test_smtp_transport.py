@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from referrals.delivery import DeliveryStatus, Envelope, Outgoing
+from referrals.delivery import DeliveryStatus, Envelope, Outgoing, Receipt
 from referrals.errors import (
     ConfigurationError,
     DeliveryError,
@@ -204,6 +204,37 @@ def test_says_who_we_are_without_the_machines_name() -> None:
 
     assert run(ehlo()) == b"EHLO [127.0.0.1]"
     assert run(ehlo(local_hostname="refer.police.test")) == b"EHLO refer.police.test"
+
+
+@pytest.mark.parametrize("code", [500, 502])
+def test_a_relay_that_does_not_know_ehlo_is_greeted_with_helo(code: int) -> None:
+    """And offers nothing, whatever it says then (RFC 5321 §3.2)."""
+    relay = ScriptedRelay(
+        {
+            "ehlo": Say(b"%d 5.5.1 what?\r\n" % code),
+            "helo": Say(b"250-relay.test\r\n250-SIZE 5\r\n250 PIPELINING\r\n"),
+        }
+    )
+
+    async def scenario() -> None:
+        async with relay:
+            await SmtpTransport(settings_for(relay)).deliver(OUTGOING)
+
+    run(scenario())
+    assert relay.verbs == ["EHLO", "HELO", "MAIL", "RCPT", "DATA", "QUIT"]
+    assert b"SIZE" not in relay.heard[2].line
+    assert relay.contents == [CONTENT]
+
+
+def test_a_relay_that_knows_helo_alone_has_no_tls_and_no_login() -> None:
+    script: dict[str, Step] = {
+        "ehlo": Say(b"502 5.5.1 what?\r\n"),
+        "helo": Say(b"250 relay.test\r\n"),
+    }
+    error = run(fault(ScriptedRelay(script), Security.STARTTLS))
+    assert_fault(error, RelayRefused, "tls")
+    error = run(fault(ScriptedRelay(script), **LOGIN))
+    assert_fault(error, RelayRefused, "login")
 
 
 def test_many_at_once() -> None:
@@ -487,6 +518,33 @@ def test_a_reply_that_says_yes_and_no_or_is_none_is_uncertain(reply: bytes) -> N
 
 
 @pytest.mark.parametrize(
+    "reply",
+    [
+        b"250 " + b"x" * 100_000 + b"\r\n",
+        b"250-taken\r\n" * 10_000 + b"250 taken\r\n",
+        b"250-taken,\r\nand a line without its code\r\n250 as X1\r\n",
+        b"250-taken\n250\ttaken\r\n",
+        b"250 5.0.0 \xe9t\xe9 \x00\x1b[31m\xff\r\n",
+        b"250\n",
+        b"252 perhaps\r\n",
+    ],
+    ids=["long", "many lines", "no code", "mixed", "no text", "bare", "252"],
+)
+def test_a_clumsy_yes_is_a_yes(reply: bytes) -> None:
+    """To take it for none would submit the message again, and again."""
+    relay = ScriptedRelay({"content": Say(reply)})
+
+    async def scenario() -> Receipt:
+        async with relay:
+            return await SmtpTransport(settings_for(relay)).deliver(OUTGOING)
+
+    receipt = run(scenario())
+    assert receipt.status is DeliveryStatus.RELAYED
+    assert receipt.reply.text.isprintable()
+    assert len(receipt.reply.text) < 500
+
+
+@pytest.mark.parametrize(
     ("then", "kind", "code"),
     [
         (Say(b""), None, None),
@@ -573,13 +631,13 @@ class Pipelined(ScriptedRelay):
             await super()._answer(name, reader, writer, usual)
 
 
-def both(relay: ScriptedRelay, between: str = "") -> list[DeliveryError | None]:
+def both(relay: ScriptedRelay, timeout_s: float = 1.0) -> list[DeliveryError | None]:
     """What becomes of two messages over one link; after a refusal, RSET."""
     results: list[DeliveryError | None] = []
 
     async def scenario() -> None:
         async with relay:
-            transport = SmtpTransport(settings_for(relay, timeout_s=1.0), final_wait_s=1.0)
+            transport = SmtpTransport(settings_for(relay, timeout_s=timeout_s), final_wait_s=1.0)
             async with transport.session() as session:
                 for _ in range(2):
                     try:
@@ -687,6 +745,44 @@ def test_a_relay_that_mixes_up_a_group_gets_one_command_at_a_time(late: str) -> 
     assert relay.contents == [CONTENT, CONTENT]
     assert relay.connections == 2
     assert relay.verbs.count("MAIL") == 3, "tried in a group once"
+
+
+@pytest.mark.parametrize("answered", ["mail", "rcpt"])
+def test_a_relay_that_loses_the_rest_of_a_group_gets_one_command_at_a_time(answered: str) -> None:
+    """It offers PIPELINING all the same."""
+
+    class Forgetful(Pipelined):
+        async def _answer(
+            self,
+            name: str,
+            reader: asyncio.StreamReader,
+            writer: asyncio.StreamWriter,
+            usual: Step | None = None,
+        ) -> None:
+            await super()._answer(name, reader, writer, usual)
+            if name == answered:
+                reader._buffer.clear()  # type: ignore[attr-defined]
+
+    relay = Forgetful()
+    assert both(relay, 0.2) == [None, None]
+    assert relay.contents == [CONTENT, CONTENT]
+    assert relay.verbs.count("MAIL") == 3, "tried in a group once"
+
+
+def test_a_relay_that_is_slow_either_way_is_still_asked_in_groups() -> None:
+    relay = Pipelined({"rcpt": Hang()})
+
+    async def scenario() -> None:
+        async with relay:
+            transport = SmtpTransport(settings_for(relay, timeout_s=0.1))
+            with pytest.raises(TransientDeliveryError):
+                await transport.deliver(OUTGOING)
+            relay.grouped, relay.script = False, {}
+            await transport.deliver(OUTGOING)
+
+    run(scenario())
+    assert relay.grouped
+    assert relay.contents == [CONTENT]
 
 
 def test_a_relay_that_wants_content_from_a_refused_sender_gets_nothing() -> None:
@@ -888,6 +984,53 @@ def test_tls_where_the_port_speaks_starttls() -> None:
     assert "starttls" in str(error)
 
 
+@dataclass
+class Crowded(ScriptedRelay):
+    """TLS from the start, but those of its links that are in `full` get 421 without it, as Exim's.
+
+    Links are counted from 1.
+    """
+
+    full: tuple[int, ...] = ()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.connections in self.full:
+            writer.write(b"421 4.7.0 too many concurrent connections\r\n")
+            while await reader.read(65536):
+                pass
+        else:
+            assert self.tls is not None
+            await writer.start_tls(self.tls)
+            await super()._converse(reader, writer)
+
+
+def test_a_relay_that_says_without_tls_that_it_is_busy_is_only_busy(
+    certificates: Certificates,
+) -> None:
+    relay = Crowded(tls=serving(certificates.good), full=(1, 2))
+    error = run(fault(relay, Security.TLS, ca_file=certificates.ca_file))
+    assert_fault(error, TransientDeliveryError, "greeting", 421)
+    assert "too many concurrent" in str(error)
+    assert relay.heard == []
+
+
+def test_a_relay_that_was_busy_a_moment_ago_is_used(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link over which we listen may be the one that is free again: then it says nothing."""
+    monkeypatch.setattr("referrals.transports.smtp._CLEAR_TEXT_WAIT_S", 0.1)
+    relay = Crowded(tls=serving(certificates.good), full=(1,))
+
+    async def scenario() -> None:
+        async with relay:
+            given = settings_for(relay, Security.TLS, ca_file=certificates.ca_file)
+            await SmtpTransport(given).deliver(OUTGOING)
+
+    run(scenario())
+    assert relay.contents == [CONTENT]
+    assert relay.connections == 3
+
+
 def test_starttls_where_the_port_speaks_tls(certificates: Certificates) -> None:
     relay = ScriptedRelay(tls=serving(certificates.good), implicit=True)
     error = run(fault(relay, Security.STARTTLS, timeout_s=0.3))
@@ -912,6 +1055,11 @@ def test_a_refused_login_is_the_operators_and_tried_once(
     assert_fault(error, RelayRefused, "login", code)
     assert relay.verbs.count("AUTH") == 1
     assert all(heard.secured for heard in relay.heard if heard.line.startswith(b"AUTH"))
+
+
+def test_a_relays_own_full_stop_is_enough() -> None:
+    error = run(fault(ScriptedRelay({"auth": Say(b"535 Authentication failed.\r\n")}), **LOGIN))
+    assert "refused the login: 535 Authentication failed. Check relay.username" in str(error)
 
 
 def test_a_mechanism_that_the_relay_does_not_know_after_all() -> None:

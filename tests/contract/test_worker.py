@@ -260,16 +260,18 @@ def test_a_relay_that_goes_away_midway_leaves_the_rest_untried(outbox: Outbox) -
     assert sum(one.attempts for one in outbox.held()) == 3
 
 
-def test_a_relay_may_allow_fewer_links_than_there_are_lanes(outbox: Outbox) -> None:
-    """Those that get one do all the work, and nothing was wrong."""
+@pytest.mark.parametrize("code", [421, 554])
+def test_a_relay_may_allow_fewer_links_than_there_are_lanes(outbox: Outbox, code: int) -> None:
+    """Those that get one do all the work, and nothing was wrong, however it said so."""
     outbox.queue(submissions(20), NOW)
     links = 0
+    kind = TransientDeliveryError if code == 421 else RelayRefused
 
     @asynccontextmanager
     async def one_at_a_time() -> AsyncIterator[FakeSession]:
         nonlocal links
         if links:
-            raise TransientDeliveryError("421 too many connections", stage="greeting")
+            raise kind("too many connections", stage="greeting", reply=Reply(code, None, "no"))
         links += 1
         try:
             yield FakeSession(quickly)
@@ -452,6 +454,35 @@ def test_a_link_lost_after_the_dot_is_uncertain_and_tried_again_the_same(
     one, two, three = (one.outgoing.content for one in submissions(3))
     assert relay.contents == [one, two, three, two]
     assert [try_.outcome for try_ in outbox.attempts(2)] == ["uncertain", "relayed"]
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_relay_that_answers_no_message_leaves_few_in_doubt(outbox: Outbox, lanes: int) -> None:
+    """Each message in doubt may arrive twice, and each wait for an answer may take ten minutes."""
+    outbox.queue(submissions(40), NOW)
+    relay = ScriptedRelay({"content": Drop()})
+
+    async def scenario() -> Report:
+        async with relay:
+            return await worker_on(outbox, transport(relay), lanes=lanes).deliver_due()
+
+    report = run(scenario())
+    assert isinstance(report.relay_fault, TransientDeliveryError)
+    assert "answered none" in str(report.relay_fault)
+    counts = outbox.counts()
+    assert 10 <= counts["uncertain"] < 10 + lanes
+    assert counts["uncertain"] + counts["queued"] == 40
+
+
+def test_what_is_left_in_doubt_now_and_then_ends_no_run(outbox: Outbox) -> None:
+    outbox.queue(submissions(40), NOW)
+
+    def plan(name: str, times: int) -> Step | None:
+        return Drop() if name == "content" and times % 3 else None
+
+    report = deliver(outbox, PlannedRelay(plan=plan))
+    assert report.relay_fault is None
+    assert set(outbox.counts()) == {"uncertain", "relayed"}
 
 
 def test_uncertain_can_wait_for_a_person(outbox: Outbox) -> None:

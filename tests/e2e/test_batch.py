@@ -466,6 +466,43 @@ def test_killed_between_groups_it_goes_on_and_doubles_nothing(
     )
 
 
+KILLED_AT_ONE = """
+import os, signal, sys
+from referrals.cli import main
+from referrals.transports.smtp import Session
+async def killed(self, outgoing):
+    os.kill(os.getpid(), signal.SIGKILL)
+Session.submit = killed
+main(sys.argv[1:])
+"""
+
+
+def test_the_same_file_again_does_not_hide_what_was_cut_short(
+    cells: dict[str, str],
+    referrals: Command,
+    relay_env: RelayEnv,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What waits for a person is not tried again by itself."""
+    monkeypatch.setenv("REFERRALS_DELIVERY_ON_UNCERTAIN", "hold")
+    monkeypatch.setenv("REFERRALS_DELIVERY_LANES", "1")
+    write(rows_of(cells, 3))
+    with Beside(Sink()) as relay:
+        relay_env(relay.port)
+        subprocess.run(
+            [sys.executable, "-c", KILLED_AT_ONE, *SEND],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert queued() == {"sending": 1, "queued": 2}
+        done = referrals(*SEND)
+
+    assert queued() == {"uncertain": 1, "relayed": 2}
+    assert done.code == 10
+    assert "1 uncertain: the process that was submitting them ended" in done.err
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_batch_that_is_stopped_leaves_no_draft_half_way(
     cells: dict[str, str], home: Path, how: signal.Signals
