@@ -73,6 +73,8 @@ class Workers:
             "REFERRALS_RELAY_HOST": "127.0.0.1",
             "REFERRALS_RELAY_PORT": str(self.port),
             "REFERRALS_RELAY_SECURITY": "none",
+            # Else a message that two workers had as they were killed waits for a minute.
+            "REFERRALS_DELIVERY_FIRST_WAIT_S": "0.2",
         }
         for _ in range(count):
             self.running.append(
