@@ -7,8 +7,9 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
 # Two processes of tests, since they wait as much as they work. A file of tests stays
-# in one process. To run them one after another: make test AT_ONCE=
-AT_ONCE := --numprocesses 2 --dist loadfile
+# in one process, and files keep their order, so that the small ones come last and neither process
+# is left alone with a long one. To run them one after another: make test AT_ONCE=
+AT_ONCE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The interpreter underneath, so that an activated .venv is never rebuilt by itself.
 BASE_PYTHON := $(shell $(PYTHON) -c 'import os, sys; print(os.path.realpath(sys._base_executable))' 2>/dev/null)
