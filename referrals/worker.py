@@ -126,7 +126,7 @@ class _Run(Report):
     link_fault: TransientDeliveryError | None = None  # one lane's, while others may go on
     outbox_fault: OutboxError | None = None
     unrecorded: list[str] = field(default_factory=list)
-    linked: asyncio.Event = field(default_factory=asyncio.Event)  # once, over any link
+    linked: bool = False
     up: int = 0  # links
     put_off: int = 0  # messages in a row
     in_doubt: int = 0  # likewise
@@ -318,17 +318,11 @@ class Worker:
         False if it ends for another reason.
         """
         try:
-            while True:
+            while (claimed := await self._claim(owner, run, only)) is not None:
+                run.rouse()  # where one was due, another may be
                 try:
-                    async with AsyncExitStack() as alone:
-                        if not await self._may_begin(alone, run):
-                            return False
-                        claimed = await self._claim(owner, run, only)
-                        if claimed is None:
-                            return True
-                        run.rouse()  # where one was due, another may be
-                        await self._use_link(owner, claimed, run, only, alone)
-                        return True
+                    await self._use_link(owner, claimed, run, only)
+                    return True
                 except Elsewhere:
                     run.put_off = run.in_doubt = 0
                 except Renew:
@@ -344,27 +338,11 @@ class Worker:
                 except RelayRefused as error:
                     run.relay_fault = run.relay_fault or error
                     return False
+            return True
         except OutboxError as error:
             # The account can't be kept: take nothing new in any lane.
             run.outbox_fault = run.outbox_fault or error
             return False
-
-    async def _may_begin(self, alone: AsyncExitStack, run: _Run) -> bool:
-        """Until a run has its first link, one lane after another claims a message and opens one.
-
-        So a wrong password is tried once, not once a lane, which may lock the account; and if we
-        are killed before the relay has answered, one message is in doubt and not one a lane.
-
-        Args:
-            alone: left once the link is open, or will not be.
-        """
-        if run.linked.is_set():
-            return True
-        await alone.enter_async_context(run.opening)
-        if run.linked.is_set():
-            await alone.aclose()
-            return True
-        return run.relay_fault is None and run.link_fault is None
 
     async def _has_place(self, full: NoPlace, run: _Run, only: int | None) -> bool:
         """Wait for a place for a link, holding no message; false once there is no need of one."""
@@ -418,13 +396,8 @@ class Worker:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    async def _use_link(
-        self, owner: str, first: Claimed, run: _Run, only: int | None, alone: AsyncExitStack
-    ) -> None:
+    async def _use_link(self, owner: str, first: Claimed, run: _Run, only: int | None) -> None:
         """Open a link and attempt one message after another over it, until nothing is due.
-
-        Args:
-            alone: see `_may_begin`.
 
         Raises:
             Renew, NoLink, NoPlace, RelayRefused
@@ -438,7 +411,6 @@ class Worker:
             except BaseException:
                 await self._release(first, owner)
                 raise
-            await alone.aclose()
             routed = session if isinstance(session, Routed) else None
             name = routed.relay if routed else self._relay.name
             pace = routed.pace if routed else None
@@ -473,23 +445,31 @@ class Worker:
                 claimed = await self._record_and_claim(claimed, owner, outcome, run, pace)
 
     async def _open(self, stack: AsyncExitStack, run: _Run) -> Session:
-        try:
-            session = await stack.enter_async_context(self._relay.session())
-        except RelayRefused as error:
-            if not (run.up and error.stage in _OF_ONE_LINK):
-                run.relay_fault = run.relay_fault or error
-                raise
-            # Perhaps it allows no more links; if it means us, those that are up will find out.
-            fault = TransientDeliveryError(str(error), stage=error.stage, reply=error.reply)
-        except TransientDeliveryError as error:
-            fault = error
-        else:
-            run.linked.set()
-            run.up += 1
-            stack.callback(_one_less_up, run)
-            return session
-        run.link_fault = run.link_fault or fault
-        raise fault
+        """Open a link; the first of a run by one lane alone.
+
+        So a wrong password is tried once, not once a lane, which may lock the account.
+        """
+        async with nullcontext() if run.linked else run.opening:
+            fault = run.relay_fault or run.link_fault
+            if fault is not None and not run.linked:
+                raise fault
+            try:
+                session = await stack.enter_async_context(self._relay.session())
+            except RelayRefused as error:
+                if not (run.up and error.stage in _OF_ONE_LINK):
+                    run.relay_fault = run.relay_fault or error
+                    raise
+                # Perhaps it allows no more links; if it means us, those that are up will find out.
+                fault = TransientDeliveryError(str(error), stage=error.stage, reply=error.reply)
+            except TransientDeliveryError as error:
+                fault = error
+            else:
+                run.linked = True
+                run.up += 1
+                stack.callback(_one_less_up, run)
+                return session
+            run.link_fault = run.link_fault or fault
+            raise fault
 
     async def _attempt(
         self, session: Session, name: str, claimed: Claimed, relayed: int, run: _Run

@@ -578,34 +578,6 @@ def test_so_many_messages_at_once_and_no_more(outbox: Outbox, lanes: int) -> Non
     assert outbox.counts() == {"relayed": 40}
 
 
-def test_before_the_first_link_one_message_is_taken_and_not_one_a_lane(outbox: Outbox) -> None:
-    """Killed by then, it has no more in doubt than that one."""
-    outbox.queue(submissions(10), NOW)
-
-    async def scenario() -> Report:
-        asked, greeted, relay = asyncio.Event(), asyncio.Event(), FakeRelay()
-        plain = relay.session
-
-        @asynccontextmanager
-        async def slow() -> AsyncIterator[FakeSession]:
-            asked.set()
-            await greeted.wait()
-            async with plain() as session:
-                yield session
-
-        relay.session = slow  # type: ignore[method-assign]
-        delivering = asyncio.ensure_future(worker_on(outbox, relay, lanes=4).deliver_due())
-        await asked.wait()
-        await asyncio.sleep(0.05)
-        assert outbox.counts() == {"sending": 1, "queued": 9}
-        greeted.set()
-        report = await delivering
-        assert relay.links > 1, "then all lanes begin"
-        return report
-
-    assert run(scenario()).outcomes == {DeliveryStatus.RELAYED: 10}
-
-
 def test_stop_finishes_what_is_under_way_and_takes_nothing_new(outbox: Outbox) -> None:
     outbox.queue(submissions(10), NOW)
     under_way: list[str] = []
