@@ -117,6 +117,18 @@ ANSWERABLE = (DeliveryStatus.RELAYED, DeliveryStatus.UNCERTAIN)
 LIVE = "status <> 'cancelled' AND (purged_at IS NULL OR status NOT IN ('failed', 'uncertain'))"
 """Of a message, in SQL: the same referral may not be queued anew."""
 
+REROUTED_TO = """
+coalesce(
+    (SELECT newer.recipient FROM message AS newer WHERE newer.replaces = message.id),
+    (SELECT newer.recipient FROM rerouted JOIN message AS newer ON newer.id = rerouted.message
+     WHERE rerouted.facts_key = message.facts_key AND rerouted.recipient = message.recipient
+         AND replace(message.content_key, ':rerouted:', '') <> message.content_key)
+) AS rerouted_to"""
+"""Of a message, in SQL: the address of the one made of it, or of the one that was there already.
+
+Without `%`, which PostgreSQL's driver takes for a place to fill.
+"""
+
 
 @dataclass(frozen=True)
 class Held:

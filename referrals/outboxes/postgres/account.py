@@ -13,23 +13,23 @@ from referrals.errors import NotInOutbox, NotPossibleNow
 from referrals.outboxes.postgres import jobs
 from referrals.outboxes.postgres.connections import Connection, is_text, one
 from referrals.outboxes.postgres.database import PostgresDatabase, Row
-from referrals.queueing import ANSWERABLE, CANCELLABLE, RETRIABLE, Attempt, Held, decidable
+from referrals.queueing import (
+    ANSWERABLE,
+    CANCELLABLE,
+    REROUTED_TO,
+    RETRIABLE,
+    Attempt,
+    Held,
+    decidable,
+)
 
 _NOT_RELAYED = [
     str(one)
     for one in DeliveryStatus
     if one not in (DeliveryStatus.RELAYED, DeliveryStatus.DRAFTED)
 ]
-# The relayed ones by the tally: they are most, and ever more.
-# Of one that was rerouted, whose key says so: the message made of it, or the one there already.
-REROUTED_TO = """
-coalesce(
-    (SELECT newer.recipient FROM message AS newer WHERE newer.replaces = message.id),
-    (SELECT newer.recipient FROM rerouted JOIN message AS newer ON newer.id = rerouted.message
-     WHERE rerouted.facts_key = message.facts_key AND rerouted.recipient = message.recipient
-         AND message.content_key LIKE '%%:rerouted:%%')
-) AS rerouted_to"""
 _KEPT = " AND due_at IS NOT NULL AND agency IN (SELECT agency FROM hold)"
+# The relayed ones by the tally: they are most, and ever more.
 _COUNTS = """
 SELECT status, count(*) AS number FROM message WHERE status = ANY(%s) GROUP BY status
 UNION ALL SELECT status, number FROM tally WHERE number > 0

@@ -18,11 +18,11 @@ from psycopg.rows import dict_row
 
 from referrals.delivery import DeliveryStatus
 from referrals.outboxes.postgres import jobs
-from referrals.outboxes.postgres.account import REROUTED_TO, held_of
+from referrals.outboxes.postgres.account import held_of
 from referrals.outboxes.postgres.connections import Connection, is_text, one
 from referrals.outboxes.postgres.database import Row
 from referrals.outboxes.postgres.retention import PostgresRetention
-from referrals.queueing import LIVE, Held, Queued
+from referrals.queueing import LIVE, REROUTED_TO, Held, Queued
 
 if TYPE_CHECKING:
     from referrals.delivery import Submission

@@ -13,17 +13,17 @@ from referrals.audit import FIRST, Entry, new_entry
 from referrals.delivery import DeliveryStatus
 from referrals.errors import NotInOutbox, NotPossibleNow
 from referrals.outboxes.sqlite.file import SqliteFile
-from referrals.queueing import ANSWERABLE, CANCELLABLE, RETRIABLE, Attempt, Held, decidable
+from referrals.queueing import (
+    ANSWERABLE,
+    CANCELLABLE,
+    REROUTED_TO,
+    RETRIABLE,
+    Attempt,
+    Held,
+    decidable,
+)
 
 MICROSECOND = timedelta(microseconds=1)
-# Of one that was rerouted, whose key says so: the message made of it, or the one there already.
-REROUTED_TO = """
-coalesce(
-    (SELECT newer.recipient FROM message AS newer WHERE newer.replaces = message.id),
-    (SELECT newer.recipient FROM rerouted JOIN message AS newer ON newer.id = rerouted.message
-     WHERE rerouted.facts_key = message.facts_key AND rerouted.recipient = message.recipient
-         AND message.content_key LIKE '%:rerouted:%')
-) AS rerouted_to"""
 _KEPT = " AND due_at IS NOT NULL AND agency IN (SELECT agency FROM hold)"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

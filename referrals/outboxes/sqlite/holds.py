@@ -10,9 +10,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from referrals.delivery import DeliveryStatus
-from referrals.outboxes.sqlite.account import REROUTED_TO, held_of, micros, moment
+from referrals.outboxes.sqlite.account import held_of, micros, moment
 from referrals.outboxes.sqlite.verifications import SqliteVerifications
-from referrals.queueing import LIVE, Held, Queued
+from referrals.queueing import LIVE, REROUTED_TO, Held, Queued
 
 if TYPE_CHECKING:
     from referrals.delivery import Submission
