@@ -17,7 +17,9 @@ from referrals.errors import CaseInvalid, CaseUnreadable, Problem
 from referrals.problems import is_safe_key, path_of
 
 LARGEST_FILE = 5_000_000
-_PACKED = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # workbooks, of today and of old
+ZIP = b"PK\x03\x04"  # a workbook of today
+OLE = b"\xd0\xcf\x11\xe0"  # old .xls, and every workbook with a password
+WORKBOOKS = (".xlsx", ".xlsm")
 _MOST_ITEMS = 200
 _DEEPEST = 12
 
@@ -56,7 +58,7 @@ def parse(content: bytes, name: str) -> list[dict[str, Any]]:
 
 def is_table(content: bytes, name: str) -> bool:
     """Whether a file holds rows of cells, in text or packed, rather than one case in JSON."""
-    if name.lower().endswith((".csv", ".xlsx", ".xlsm")) or content.startswith(_PACKED):
+    if name.lower().endswith((".csv", *WORKBOOKS)) or content.startswith((ZIP, OLE)):
         return True
     return _looks_like_csv(content[:100_000].decode("utf-8-sig", "replace"))
 

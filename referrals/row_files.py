@@ -15,7 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from referrals.case_files import column_name, parse_json
+from referrals.case_files import OLE, WORKBOOKS, ZIP, column_name, parse_json
 from referrals.cells import FORMULA_STARTS, STRAY_BYTE, guarded
 from referrals.directory import Directory
 from referrals.errors import CaseInvalid, CaseUnreadable, Problem
@@ -39,8 +39,6 @@ _LONGEST_LINE = 1_000_000
 _LARGEST_WORKBOOK = 2_000_000_000  # unpacked; a few MB of zip may claim any size
 _LARGEST_STRINGS = 500_000_000
 _PIECE = 1 << 18
-_OLE = b"\xd0\xcf\x11\xe0"  # old .xls, and every workbook with a password
-_ZIP = b"PK\x03\x04"
 _LINE = "(the line)"
 
 
@@ -77,9 +75,9 @@ def open_rows(path: Path, directory: Directory, sheet: str | None = None) -> Row
         with path.open("rb") as file:
             start = file.read(4096)
     name = path.suffix.lower()
-    if start.startswith(_OLE):
+    if start.startswith(OLE):
         raise CaseUnreadable(_old_workbook(path))
-    if start.startswith(_ZIP) or name in (".xlsx", ".xlsm"):
+    if start.startswith(ZIP) or name in WORKBOOKS:
         return _Workbook(path, directory, sheet)
     if sheet is not None:
         raise CaseUnreadable(f"{path} is not a workbook: it has no sheets to choose from.")
